@@ -1,0 +1,1 @@
+"""The one shared library of Bourse: contract and plumbing, no service's business."""
