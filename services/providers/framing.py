@@ -1,0 +1,279 @@
+"""Cut the bytes of a response into events: SSE, a whole JSON document, or a JSON array stream.
+
+Everything is bounded and nothing depends on how the bytes were cut into reads.
+"""
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+
+from services.providers.call import AttemptFailed, Event
+from services.providers.refusals import malformed
+
+LINE_LIMIT_BYTES = 1024 * 1024
+BODY_LIMIT_BYTES = 32 * 1024 * 1024
+
+_BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
+_SSE_STARTS = (b"data", b"event", b"id", b"retry", b":")
+
+
+async def frames(
+    content_type: str,
+    reads: AsyncIterable[bytes],
+    *,
+    line_limit: int = LINE_LIMIT_BYTES,
+    body_limit: int = BODY_LIMIT_BYTES,
+) -> AsyncIterator[Event]:
+    """Cut a response by its content type, corrected by how the body begins.
+
+    A body that begins like JSON is read as JSON and one that begins like SSE as SSE, whatever the
+    header claims: upstreams send error objects under `text/event-stream` and streams under
+    `application/json`. Raise AttemptFailed for anything else (an HTML page) and for what is too big.
+    """
+    first, rest = await _peek(reads)
+    start = first.removeprefix(_BOM).lstrip(_SPACE)
+    if start.startswith((b"{", b"[")):
+        events = whole(rest, body_limit)
+    elif start.startswith(_SSE_STARTS) or (not start and "event-stream" in content_type):
+        events = sse(rest, line_limit)
+    elif not start:
+        return
+    elif "event-stream" in content_type:
+        events = sse(rest, line_limit)
+    else:
+        raise malformed("neither JSON nor an event stream", first)
+    async for event in events:
+        yield event
+
+
+async def sse(
+    reads: AsyncIterable[bytes], line_limit: int = LINE_LIMIT_BYTES
+) -> AsyncIterator[Event]:
+    """Cut server-sent events. Raise AttemptFailed (malformed) when a line or event is too long."""
+    decoder = SseDecoder(line_limit)
+    async for data in reads:
+        for event in decoder.feed(data):
+            yield event
+    for event in decoder.end():
+        yield event
+
+
+async def whole(reads: AsyncIterable[bytes], limit: int = BODY_LIMIT_BYTES) -> AsyncIterator[Event]:
+    """Cut JSON: one event for an object, one per element, as each completes, for an array.
+
+    Raise AttemptFailed (malformed) when more than `limit` bytes would have to be kept.
+    """
+    decoder = JsonDecoder(limit)
+    async for data in reads:
+        for event in decoder.feed(data):
+            yield event
+    for event in decoder.end():
+        yield event
+
+
+class SseDecoder:
+    """Server-sent events, fed with reads of any size.
+
+    Lines end with LF, CRLF or CR. Besides what the standard says: two `data` lines that are each a
+    JSON object are two events even without the empty line between, and an event that the end of
+    the body leaves unterminated counts if it is complete by its looks.
+    """
+
+    def __init__(self, line_limit: int = LINE_LIMIT_BYTES) -> None:
+        self._limit = line_limit
+        self._pending: list[bytes] = []  # pieces of a line whose end has not come
+        self._pending_bytes = 0
+        self._name = ""
+        self._data: bytes | None = None
+        self._started = False
+        self._after_cr = False  # a CR ended the last line: an LF now belongs to it
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that this read completes."""
+        if not data:
+            return []
+        if not self._started:
+            data = self._skip_bom(data)
+        if self._after_cr:
+            self._after_cr = False
+            if data[:1] == b"\n":
+                data = data[1:]
+        if b"\r" in data:
+            self._after_cr = data[-1] == 13
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b"\n" not in data:
+            self._keep(data)
+            return []
+        if self._pending:
+            self._pending.append(data)
+            data = b"".join(self._pending)
+            self._pending.clear()
+            self._pending_bytes = 0
+        lines = data.split(b"\n")
+        last = lines.pop()
+        events: list[Event] = []
+        for line in lines:
+            self._line(line, events)
+        if last:
+            self._keep(last)
+        return events
+
+    def end(self) -> list[Event]:
+        """Return what the end of the body completes."""
+        events: list[Event] = []
+        if self._pending:
+            line = b"".join(self._pending)
+            self._pending.clear()
+            if line.rstrip().endswith((b"}", b"]")):
+                self._line(line, events)
+        if self._data is not None and self._data.rstrip().endswith((b"}", b"]")):
+            events.append(Event(self._name, self._data))
+        self._data = None
+        return events
+
+    def _line(self, line: bytes, events: list[Event]) -> None:
+        if not line:
+            if self._data is not None:
+                events.append(Event(self._name, self._data))
+                self._data = None
+            self._name = ""
+            return
+        if len(line) > self._limit:
+            raise _too_long(self._limit)
+        if line.startswith(b"data:"):
+            value = line[6:] if line[5:6] == b" " else line[5:]
+            if self._data is None:
+                self._data = value
+            elif _is_object(self._data) and (_is_object(value) or value == b"[DONE]"):
+                events.append(Event(self._name, self._data))
+                self._data = value
+            elif len(self._data) + len(value) > self._limit:
+                raise _too_long(self._limit)
+            else:
+                self._data = self._data + b"\n" + value
+        elif line.startswith(b"event:"):
+            self._name = line[6:].strip().decode("utf-8", "replace")
+        elif line == b"data" and self._data is None:
+            self._data = b""
+
+    def _keep(self, data: bytes) -> None:
+        self._pending_bytes += len(data)
+        if self._pending_bytes > self._limit:
+            raise _too_long(self._limit)
+        if data:
+            self._pending.append(data)
+
+    def _skip_bom(self, data: bytes) -> bytes:
+        if self._pending:
+            data = b"".join(self._pending) + data
+            self._pending.clear()
+            self._pending_bytes = 0
+        if data.startswith(_BOM):
+            self._started = True
+            return data[3:]
+        # The mark itself may be cut: until it is decided, keep what came.
+        self._started = not _BOM.startswith(data)
+        return data
+
+
+_MARKS = re.compile(rb'["\\{}\[\]]')
+_STRING_MARKS = re.compile(rb'["\\]')
+
+
+class JsonDecoder:
+    """A JSON object, or the elements of a JSON array, fed with reads of any size."""
+
+    def __init__(self, limit: int = BODY_LIMIT_BYTES) -> None:
+        self._limit = limit
+        self._buffer = bytearray()
+        self._kind = 0  # the first byte that is not space: 123 or 91; 0 until it came
+        self._scanned = 0
+        self._depth = 0
+        self._start = 0
+        self._in_string = False
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the elements that this read completes (none while the document is an object)."""
+        self._buffer += data
+        if len(self._buffer) > self._limit:
+            raise malformed(f"a body of more than {self._limit} bytes")
+        if not self._kind:
+            self._begin()
+        return list(self._elements()) if self._kind == 91 else []
+
+    def end(self) -> list[Event]:
+        """Return the document, if it is not an array that was given out already."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        if self._kind == 91:
+            return []  # whether an array without its end is a cut answer is the dialect's to say
+        return [Event("json", rest)] if self._kind else []
+
+    def _begin(self) -> None:
+        text = bytes(self._buffer)
+        if _BOM.startswith(text):
+            return
+        text = text.removeprefix(_BOM).lstrip(_SPACE)
+        self._buffer[:] = text
+        if text:
+            self._kind = text[0]
+
+    def _elements(self) -> Iterator[Event]:
+        buffer = self._buffer
+        position = self._scanned
+        while True:
+            marks = _STRING_MARKS if self._in_string else _MARKS
+            found = marks.search(buffer, position)
+            if found is None:
+                position = len(buffer)
+                break
+            at = found.start()
+            byte = buffer[at]
+            position = at + 1
+            if byte == 92:  # a backslash: it and the byte after it are one
+                if position >= len(buffer):
+                    position = at
+                    break
+                position += 1
+            elif byte == 34:
+                self._in_string = not self._in_string
+            elif byte in (123, 91):
+                self._depth += 1
+                if self._depth == 2:
+                    self._start = at
+            else:
+                self._depth -= 1
+                if self._depth == 1:
+                    yield Event("json", bytes(buffer[self._start : position]))
+        # Elements given out are dropped, so that only an unfinished one is kept.
+        done = self._start if self._depth > 1 else position
+        del buffer[:done]
+        self._scanned = position - done
+        self._start = 0
+
+
+async def _peek(reads: AsyncIterable[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
+    iterator = reads.__aiter__()
+    seen = b""
+    # A mark of three bytes and enough of the first field to know it.
+    while len(seen) < 16 and len(seen.removeprefix(_BOM).lstrip(_SPACE)) < 1 + len(b"event"):
+        try:
+            seen += await iterator.__anext__()
+        except StopAsyncIteration:
+            break
+
+    async def rest() -> AsyncIterator[bytes]:
+        if seen:
+            yield seen
+        async for data in iterator:
+            yield data
+
+    return seen, rest()
+
+
+def _is_object(data: bytes) -> bool:
+    return data[:1] == b"{" and data.rstrip()[-1:] == b"}"
+
+
+def _too_long(limit: int) -> AttemptFailed:
+    return malformed(f"a line of more than {limit} bytes")
