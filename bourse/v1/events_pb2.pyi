@@ -467,6 +467,7 @@ class AttemptFinished(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PROMPT_BYTES_FIELD_NUMBER: _builtins.int
     COMPLETION_BYTES_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """ULID; public as "gen-{ulid}" """
     attempt: _builtins.int
@@ -519,6 +520,8 @@ class AttemptFinished(_message.Message):
     session_id: _builtins.str
     prompt_bytes: _builtins.int
     completion_bytes: _builtins.int
+    retry_after_ms: _builtins.int
+    """of a refused attempt, as the upstream said; 0: it did not"""
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitCount]: ...
     @_builtins.property
@@ -571,10 +574,11 @@ class AttemptFinished(_message.Message):
         session_id: _builtins.str = ...,
         prompt_bytes: _builtins.int = ...,
         completion_bytes: _builtins.int = ...,
+        retry_after_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "app", b"app", "app_title", b"app_title", "attempt", b"attempt", "boot", b"boot", "category", b"category", "charge_nano", b"charge_nano", "commission_nano", b"commission_nano", "completion_bytes", b"completion_bytes", "cost_lines", b"cost_lines", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_type", b"error_type", "final", b"final", "finish_reason", b"finish_reason", "first_token_ms", b"first_token_ms", "generation", b"generation", "had_content", b"had_content", "house", b"house", "insured_nano", b"insured_nano", "key_hash", b"key_hash", "lease_spends", b"lease_spends", "list_nano", b"list_nano", "model", b"model", "native_finish_reason", b"native_finish_reason", "outcome", b"outcome", "plan_version", b"plan_version", "price", b"price", "prompt_bytes", b"prompt_bytes", "provider", b"provider", "provider_code", b"provider_code", "provider_name", b"provider_name", "seq", b"seq", "session_id", b"session_id", "started_at_ms", b"started_at_ms", "status", b"status", "streamed", b"streamed", "upstream_id", b"upstream_id", "usage", b"usage", "usage_source", b"usage_source", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "app", b"app", "app_title", b"app_title", "attempt", b"attempt", "boot", b"boot", "category", b"category", "charge_nano", b"charge_nano", "commission_nano", b"commission_nano", "completion_bytes", b"completion_bytes", "cost_lines", b"cost_lines", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_type", b"error_type", "final", b"final", "finish_reason", b"finish_reason", "first_token_ms", b"first_token_ms", "generation", b"generation", "had_content", b"had_content", "house", b"house", "insured_nano", b"insured_nano", "key_hash", b"key_hash", "lease_spends", b"lease_spends", "list_nano", b"list_nano", "model", b"model", "native_finish_reason", b"native_finish_reason", "outcome", b"outcome", "plan_version", b"plan_version", "price", b"price", "prompt_bytes", b"prompt_bytes", "provider", b"provider", "provider_code", b"provider_code", "provider_name", b"provider_name", "retry_after_ms", b"retry_after_ms", "seq", b"seq", "session_id", b"session_id", "started_at_ms", b"started_at_ms", "status", b"status", "streamed", b"streamed", "upstream_id", b"upstream_id", "usage", b"usage", "usage_source", b"usage_source", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,6 +621,7 @@ class Listing(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
     MODERATED_FIELD_NUMBER: _builtins.int
+    UPTIME_1D_COUNTED_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """opaque, stable id"""
     model: _builtins.str
@@ -650,6 +655,8 @@ class Listing(_message.Message):
     tokenizer: _builtins.str
     author: _builtins.str
     moderated: _builtins.bool
+    uptime_1d_counted: _builtins.int
+    """attempts that uptime_1d was counted from"""
     @_builtins.property
     def input_modalities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -694,10 +701,11 @@ class Listing(_message.Message):
         author: _builtins.str = ...,
         profile: Global___ProviderProfile | None = ...,
         moderated: _builtins.bool = ...,
+        uptime_1d_counted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "completion_tokens_per_byte", b"completion_tokens_per_byte", "context_length", b"context_length", "created_at_ms", b"created_at_ms", "description", b"description", "endpoint", b"endpoint", "house", b"house", "hugging_face_id", b"hugging_face_id", "input_modalities", b"input_modalities", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "model", b"model", "model_name", b"model_name", "moderated", b"moderated", "output_modalities", b"output_modalities", "prices", b"prices", "profile", b"profile", "prompt_tokens_per_byte", b"prompt_tokens_per_byte", "provider", b"provider", "provider_name", b"provider_name", "quantization", b"quantization", "retention_days", b"retention_days", "state", b"state", "supported_parameters", b"supported_parameters", "supports_implicit_caching", b"supports_implicit_caching", "tag", b"tag", "tokenizer", b"tokenizer", "trains", b"trains", "uptime_1d", b"uptime_1d"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "completion_tokens_per_byte", b"completion_tokens_per_byte", "context_length", b"context_length", "created_at_ms", b"created_at_ms", "description", b"description", "endpoint", b"endpoint", "house", b"house", "hugging_face_id", b"hugging_face_id", "input_modalities", b"input_modalities", "max_completion_tokens", b"max_completion_tokens", "max_prompt_tokens", b"max_prompt_tokens", "model", b"model", "model_name", b"model_name", "moderated", b"moderated", "output_modalities", b"output_modalities", "prices", b"prices", "profile", b"profile", "prompt_tokens_per_byte", b"prompt_tokens_per_byte", "provider", b"provider", "provider_name", b"provider_name", "quantization", b"quantization", "retention_days", b"retention_days", "state", b"state", "supported_parameters", b"supported_parameters", "supports_implicit_caching", b"supports_implicit_caching", "tag", b"tag", "tokenizer", b"tokenizer", "trains", b"trains", "uptime_1d", b"uptime_1d", "uptime_1d_counted", b"uptime_1d_counted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
