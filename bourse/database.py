@@ -128,9 +128,7 @@ async def upsert(
     if not rows:
         return
     insert = _insert(connection, table)
-    update = values or {
-        name: insert.excluded[name] for name in rows[0] if name not in key
-    }
+    update = values or {name: insert.excluded[name] for name in rows[0] if name not in key}
     await connection.execute(
         insert.on_conflict_do_update(index_elements=list(key), set_=dict(update)), list(rows)
     )

@@ -15,7 +15,14 @@ from alembic.config import Config
 from sqlalchemy import Connection, MetaData, text
 
 from bourse.database import Database
-from bourse.event_log import ACCOUNTS, CATALOG, GENERATIONS, IDENTITY, dead_letter_topic, open_event_log
+from bourse.event_log import (
+    ACCOUNTS,
+    CATALOG,
+    GENERATIONS,
+    IDENTITY,
+    dead_letter_topic,
+    open_event_log,
+)
 from bourse.settings import Settings
 
 SERVICES = ("edge", "providers", "billing", "ranking")

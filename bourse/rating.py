@@ -61,7 +61,7 @@ class Rated:
     cost_lines: list[CostLine]
     total_nano: int
     prompt_nano: int
-    """The prompt's part of `total_nano`; the completion's is the rest, so one rounding serves both."""
+    """The prompt's part of `total_nano`; the rest is the completion's: one rounding serves both."""
 
 
 def rate(usage: Iterable[UnitCount], price: PriceVersion) -> Rated:

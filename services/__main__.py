@@ -5,7 +5,6 @@ account with keys and credit, the sandbox provider and those whose keys the envi
 """
 
 import argparse
-import asyncio
 import importlib
 import logging
 import sys
@@ -55,7 +54,9 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown service {unknown[0]!r}; there are {', '.join(MODULES)}")
     logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     uvloop.run(serve(names))
 

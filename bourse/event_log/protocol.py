@@ -28,6 +28,19 @@ class LogUnavailable(Exception):
     """The log cannot be reached now; nothing was lost, and the same call may succeed later."""
 
 
+class PositionBeyondEnd(Exception):
+    """The consumer's database has read more than the log holds: the log was replaced or cut.
+
+    Going on would skip what comes next without a word, so a person has to decide: bring the log
+    back, or set the group's `consumer_offset.next_offset` to 0 and let the inbox sort it out.
+    """
+
+    def __init__(self, topic: str, partition: int, position: int, end: int) -> None:
+        super().__init__(
+            f"{topic}/{partition} ends at {end}, before the stored position {position}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record as read. `value` is None for a tombstone; `offset` is its own place."""
@@ -46,7 +59,10 @@ class CaughtUp:
 
 
 class Batch(Protocol):
-    """Some records in order, and the right to say that they are done."""
+    """Some records in order, and the right to say that they are done.
+
+    It is empty when nothing came for a while: the reader sees that the log is still being polled.
+    """
 
     records: Sequence[Record]
     next_offsets: Mapping[int, int]
@@ -56,6 +72,9 @@ class Batch(Protocol):
 
     async def commit(self) -> None:
         """Tell the log, for lag displays only; call it after the transaction."""
+
+    def abandon(self) -> None:
+        """Say that the effects were not stored: go on from the database's positions, asked anew."""
 
 
 class Positions(Protocol):
@@ -94,7 +113,10 @@ class EventLog(Protocol):
         """
 
     def consume(self, topic: Topic, group: str, positions: Positions) -> AsyncIterator[Batch]:
-        """Yield batches of this member's partitions, from the offsets in `positions`. Never ends."""
+        """Yield batches of this member's partitions, from the offsets in `positions`. Never ends.
+
+        Raises PositionBeyondEnd, and what `positions` raises.
+        """
 
     def follow(
         self, topic: Topic, since_ms: int | None = None

@@ -13,7 +13,10 @@ UNITS = [unit for unit in Unit.values() if unit != Unit.UNIT_UNSPECIFIED]
 
 
 def price(
-    *, overrides: list[PriceOverride] | None = None, discount: tuple[int, int] = (0, 0), **entries: int
+    *,
+    overrides: list[PriceOverride] | None = None,
+    discount: tuple[int, int] = (0, 0),
+    **entries: int,
 ) -> PriceVersion:
     return PriceVersion(
         id="p1",
@@ -66,16 +69,12 @@ def test_the_total_is_the_exact_sum_rounded_once(used: list[UnitCount], at: Pric
 
 
 @given(counts, prices)
-def test_the_order_of_the_counts_changes_no_total(
-    used: list[UnitCount], at: PriceVersion
-) -> None:
+def test_the_order_of_the_counts_changes_no_total(used: list[UnitCount], at: PriceVersion) -> None:
     forward, backward = rating.rate(used, at), rating.rate(used[::-1], at)
     assert (forward.total_nano, forward.prompt_nano) == (backward.total_nano, backward.prompt_nano)
 
 
-@pytest.mark.parametrize(
-    ("pico", "nano"), [(500, 0), (501, 1), (1_500, 2), (2_500, 2), (2_501, 3)]
-)
+@pytest.mark.parametrize(("pico", "nano"), [(500, 0), (501, 1), (1_500, 2), (2_500, 2), (2_501, 3)])
 def test_halves_round_to_even(pico: int, nano: int) -> None:
     assert rating.rate(usage(prompt=1), price(prompt=pico)).total_nano == nano
 

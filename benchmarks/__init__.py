@@ -1,0 +1,1 @@
+"""Side-by-side measurements anyone can rerun: `make bench`."""
