@@ -38,11 +38,15 @@ migration: $(VENV)/.dev ## Write a migration from the changed tables (SERVICE=bi
 settings: $(VENV)/.dev ## Write docs/settings.md from the settings classes
 	@$(BIN)/python -m tools.settings
 
-up: ## Run PostgreSQL, Kafka and one container per service
+up: var/compose/sealing_key ## Run PostgreSQL, Kafka and one container per service
 	$(DOCKER_COMPOSE) -f deploy/compose.yaml up --build --detach --wait
 
 down: ## Stop what `make up` started; volumes stay
 	$(DOCKER_COMPOSE) -f deploy/compose.yaml down
+
+var/compose/sealing_key:
+	@mkdir -p $(@D)
+	@head -c 32 /dev/urandom | base64 > $@
 
 bench: $(VENV)/.test ## Measure requests, CPU and added latency beside the bare upstream
 	@$(BIN)/python -m benchmarks $(ARGS)
