@@ -829,3 +829,50 @@ class AccountState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AccountState: _TypeAlias = AccountState  # noqa: Y015
+
+@_typing.final
+class Quarantined(_message.Message):
+    """Topic `<topic>.dlq`, key = the record's: a record that a consumer group set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    ERROR_CLASS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    partition: _builtins.int
+    offset: _builtins.int
+    group: _builtins.str
+    event_id: _builtins.str
+    """empty: the envelope was not readable"""
+    error_class: _builtins.str
+    reason: _builtins.str
+    key: _builtins.bytes
+    value: _builtins.bytes
+    """as it was; empty for a tombstone"""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        group: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        error_class: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_class", b"error_class", "event_id", b"event_id", "group", b"group", "key", b"key", "offset", b"offset", "partition", b"partition", "reason", b"reason", "topic", b"topic", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quarantined: _TypeAlias = Quarantined  # noqa: Y015
