@@ -234,8 +234,8 @@ def report(measured: list[Case], arguments: argparse.Namespace) -> None:
         + ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     )
     print(
-        f"gateway on core {GATEWAY_CPU}, upstream and load on core {LOAD_CPU}; event log and databases: "
-        f"SQLite files; request {sizes['c=32']} B; medians of {arguments.rounds} rounds (min-max); "
+        f"gateway on core {GATEWAY_CPU}, upstream and load on core {LOAD_CPU}; "
+        f"event log and databases: SQLite files; request {sizes['c=32']} B; medians of {arguments.rounds} rounds (min-max); "
         "every request reconciled with a posting"
     )
     print(
@@ -277,10 +277,9 @@ def _report_streams(case: Case, pace_ms: float) -> None:
         line = f"  {name:<13}first content p50 {spread(results, 'first_p50_ms', 1)} ms"
         if name != "direct":
             per_chunk = [r["cpu_ms"] * 1e3 / CHUNKS for r in results]
-            line += (
-                f", CPU {statistics.median(per_chunk):.1f} µs/chunk "
-                f"({min(per_chunk):.1f}-{max(per_chunk):.1f}), RSS {spread(results, 'rss_mb', 0)} MB"
-            )
+            low, middle, high = min(per_chunk), statistics.median(per_chunk), max(per_chunk)
+            line += f", CPU {middle:.1f} µs/chunk ({low:.1f}-{high:.1f})"
+            line += f", RSS {spread(results, 'rss_mb', 0)} MB"
         print(line)
 
 

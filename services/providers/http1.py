@@ -1,7 +1,7 @@
 """The upstream client: HTTP/1.1 behind httpx's transport seam.
 
 Dialects build `httpx.Request` and read `httpx.Response`; what carries them is this one class. It is
-ours because the request path is: in this place it costs a quarter of what a general client costs
+ours because the request path is: it costs about half of what the cheapest general client costs here
 (`python -m benchmarks.upstream_client`), and three of Bourse's rules live at the socket: the
 address that the egress guard has checked is the address that is dialled; a kept-alive connection
 that dies before a byte is retried once, for free; and a caller that stops reading stops the
