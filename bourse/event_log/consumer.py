@@ -1,0 +1,369 @@
+"""The one consumer loop: batch -> one database transaction -> commit.
+
+A crash between the transaction and the commit delivers the batch again; the handler's own inbox
+makes that harmless. What each failure does:
+
+    transient   (database or log away)     pause with back-off, nothing is skipped
+    permanent   (anything else it raises)  found by bisection, quarantined, the rest goes on
+    many permanent ones in a row           TooManyFailures: the consumer stops
+    fenced      (another member has it)    the batch is dropped, nothing of it was stored
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias, cast
+
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bourse.database import Database, insert_if_absent
+from bourse.event_log.envelope import NotAnEnvelope, envelope, read_envelope
+from bourse.event_log.outbox import enqueue
+from bourse.event_log.protocol import Batch, EventLog, LogUnavailable, Record, Topic
+from bourse.event_log.protocol import dead_letter_topic
+from bourse.event_log.tables import ConsumerTables, tables
+from bourse.v1.events_pb2 import Envelope, Quarantined
+
+__all__ = ["Consumer", "ConsumerTables", "Fenced", "TooManyFailures", "Transient", "tables"]
+
+log = logging.getLogger(__name__)
+
+Handle: TypeAlias = Callable[[AsyncConnection, list[Envelope]], Awaitable[None]]
+"""Stores the effects of events within the batch's transaction, idempotent by the event id.
+
+It may be called again for the same events after its transaction was rolled back, and in a
+savepoint, so it keeps nothing outside the connection.
+"""
+
+FAILURES_IN_A_ROW = 20
+BACK_OFF_S = (0.1, 5.0)
+ALIVE_S = 60.0
+LAG_S = 5.0
+REASON_LENGTH = 500
+
+# PostgreSQL's classes of errors that pass: connection, rollback, resources, locks, operator, system.
+_TRANSIENT_STATES = ("08", "40", "53", "55", "57", "58")
+
+
+class Transient(Exception):
+    """A handler's way to say: not now. The batch is tried again, nothing is skipped."""
+
+
+class Fenced(Exception):
+    """A partition has been assigned anew since the batch was read."""
+
+
+class TooManyFailures(Exception):
+    """So many records in a row failed for good that the code, not the data, must be wrong."""
+
+
+class Consumer:
+    """One member of a group that reads a topic into a database."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        topic: Topic,
+        group: str,
+        database: Database,
+        tables: ConsumerTables,
+        handle: Handle,
+        *,
+        failures_in_a_row: int = FAILURES_IN_A_ROW,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`after` is called when a batch's transaction has been committed."""
+        self._log = log
+        self._topic = topic
+        self._group = group
+        self._database = database
+        self._tables = tables
+        self._handle = handle
+        self._failures_max = failures_in_a_row
+        self._after = after
+        self.polled_at = time.monotonic()
+        self.lag: int | None = None
+        self.quarantined = 0
+        self._lag_at = 0.0
+
+    def alive(self) -> bool:
+        """True while the loop turns, also while it waits for a database that is away."""
+        return time.monotonic() - self.polled_at < ALIVE_S
+
+    async def run(self) -> None:
+        """Consume until cancelled. Raises TooManyFailures or PositionBeyondEnd."""
+        pauses = _Pauses()
+        while True:
+            self.polled_at = time.monotonic()
+            try:
+                batches = self._log.consume(self._topic, self._group, self)
+                async with aclosing(cast(Any, batches)):
+                    async for batch in batches:
+                        self.polled_at = time.monotonic()
+                        if batch.records:
+                            await self._store_patiently(batch)
+                        pauses.reset()
+                        await self._measure()
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                await pauses.wait(f"consuming {self._topic.name} as {self._group}", error)
+
+    async def assigned(self, topic: str, partitions: Sequence[int]) -> Mapping[int, tuple[int, int]]:
+        """Raise the epochs of partitions, as `Positions` says."""
+        rows = self._tables.consumer_offset
+        fresh = [
+            {
+                "topic": topic,
+                "partition": partition,
+                "group_name": self._group,
+                "next_offset": 0,
+                "epoch": 0,
+                "failures": 0,
+            }
+            for partition in partitions
+        ]
+        mine = (
+            (rows.c.topic == topic)
+            & (rows.c.group_name == self._group)
+            & rows.c.partition.in_(partitions)
+        )
+        async with self._database.begin() as connection:
+            await insert_if_absent(connection, rows, fresh, [rows.c.partition])
+            # Locked in one order, or two members that assign at once could block each other.
+            locked = select(rows.c.partition).where(mine).order_by(rows.c.partition)
+            await connection.execute(locked.with_for_update())
+            raised = await connection.execute(
+                update(rows)
+                .where(mine)
+                .values(epoch=rows.c.epoch + 1)
+                .returning(rows.c.partition, rows.c.next_offset, rows.c.epoch)
+            )
+            return {row.partition: (row.next_offset, row.epoch) for row in raised}
+
+    async def _store_patiently(self, batch: Batch) -> None:
+        """Store a batch, however long the database is away."""
+        pauses = _Pauses()
+        while True:
+            try:
+                await self._store(batch)
+            except Fenced as error:
+                log.warning("batch dropped: %s", error)
+                batch.abandon()
+                return
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                await pauses.wait(f"storing events of {self._topic.name}", error)
+                self.polled_at = time.monotonic()
+            else:
+                self._after()
+                await batch.commit()
+                return
+
+    async def _store(self, batch: Batch) -> None:
+        """Store a batch in one transaction; where a record fails for good, without that one."""
+        try:
+            events = [read_envelope(record) for record in batch.records]
+            async with self._database.begin() as connection:
+                await self._fence(connection, batch)
+                await self._advance(connection, batch, {})
+                await self._handle_traced(connection, events)
+                return
+        except (Fenced, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            if is_transient(error):
+                raise
+            log.warning("a batch of %s failed, looking for the record: %r", self._topic.name, error)
+        async with self._database.begin() as connection:
+            failures = await self._fence(connection, batch)
+            before = self.quarantined
+            try:
+                await self._bisect(connection, batch.records, failures)
+                await self._advance(connection, batch, failures)
+            except BaseException:
+                self.quarantined = before
+                raise
+
+    async def _fence(self, connection: AsyncConnection, batch: Batch) -> dict[int, int]:
+        """Lock the batch's partitions, check that they are ours; return failures in a row."""
+        rows = self._tables.consumer_offset
+        query = (
+            select(rows.c.partition, rows.c.next_offset, rows.c.epoch, rows.c.failures)
+            .where(
+                rows.c.topic == self._topic.name,
+                rows.c.group_name == self._group,
+                rows.c.partition.in_(sorted(batch.next_offsets)),
+            )
+            .order_by(rows.c.partition)
+            .with_for_update()
+        )
+        found = {row.partition: row for row in await connection.execute(query)}
+        for partition, next_offset in batch.next_offsets.items():
+            row = found.get(partition)
+            if row is None or row.epoch != batch.epochs[partition]:
+                raise Fenced(f"{self._topic.name}/{partition} has been assigned anew")
+            if row.next_offset > next_offset:
+                raise Fenced(f"{self._topic.name}/{partition} is already at {row.next_offset}")
+        return {partition: row.failures for partition, row in found.items()}
+
+    async def _advance(
+        self, connection: AsyncConnection, batch: Batch, failures: Mapping[int, int]
+    ) -> None:
+        rows = self._tables.consumer_offset
+        await connection.execute(
+            update(rows)
+            .where(
+                rows.c.topic == self._topic.name,
+                rows.c.group_name == self._group,
+                rows.c.partition == bindparam("of"),
+            )
+            .values(next_offset=bindparam("to"), failures=bindparam("failed")),
+            [
+                {"of": partition, "to": next_offset, "failed": failures.get(partition, 0)}
+                for partition, next_offset in batch.next_offsets.items()
+            ],
+        )
+
+    async def _bisect(
+        self, connection: AsyncConnection, records: Sequence[Record], failures: dict[int, int]
+    ) -> None:
+        """Store what can be stored, in order; quarantine each record that fails alone."""
+        try:
+            events = [read_envelope(record) for record in records]
+            async with connection.begin_nested():
+                await self._handle_traced(connection, events)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            if len(records) == 1:
+                await self._quarantine(connection, records[0], error, failures)
+                return
+            middle = len(records) // 2
+            await self._bisect(connection, records[:middle], failures)
+            await self._bisect(connection, records[middle:], failures)
+        else:
+            failures.update(dict.fromkeys((record.partition for record in records), 0))
+
+    async def _quarantine(
+        self,
+        connection: AsyncConnection,
+        record: Record,
+        error: Exception,
+        failures: dict[int, int],
+    ) -> None:
+        """Set a record aside, in the database and for `<topic>.dlq`, with where it came from."""
+        if failures[record.partition] >= self._failures_max:
+            raise TooManyFailures(
+                f"{self._failures_max} records of {record.topic}/{record.partition} failed in a"
+                f" row, and now offset {record.offset}"
+            ) from error
+        failures[record.partition] += 1
+        self.quarantined += 1
+        now_ms = time.time_ns() // 1_000_000
+        event_id = _event_id(record)
+        reason = str(error)[:REASON_LENGTH]
+        log.error(
+            "quarantined %s/%d@%d (%s): %s: %s",
+            record.topic, record.partition, record.offset, event_id, type(error).__name__, reason,
+        )  # fmt: skip
+        inserted = await insert_if_absent(
+            connection,
+            self._tables.dead_letter,
+            [
+                {
+                    "topic": record.topic,
+                    "partition": record.partition,
+                    "record_offset": record.offset,
+                    "group_name": self._group,
+                    "event_id": event_id,
+                    "error_class": type(error).__name__,
+                    "reason": reason,
+                    "key": record.key,
+                    "value": record.value,
+                    "created_at_ms": now_ms,
+                }
+            ],
+            [self._tables.dead_letter.c.id],
+        )
+        if not inserted:  # replayed; it is there already
+            return
+        source = f"{record.topic}/{record.partition}/{record.offset}"
+        message = Quarantined(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            group=self._group,
+            event_id=event_id,
+            error_class=type(error).__name__,
+            reason=reason,
+            key=record.key,
+            value=record.value or b"",
+        )
+        wrapped = envelope(
+            id=f"{source}:quarantined:{self._group}",
+            type="Quarantined",
+            source=self._group,
+            subject=source,
+            data=message.SerializeToString(),
+        )
+        await enqueue(
+            connection,
+            self._tables,
+            dead_letter_topic(self._topic),
+            record.key,
+            wrapped.SerializeToString(),
+        )
+
+    async def _handle_traced(self, connection: AsyncConnection, events: list[Envelope]) -> None:
+        await self._handle(connection, events)
+
+    async def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._lag_at >= LAG_S:
+            self._lag_at = now
+            self.lag = await self._log.lag(self._topic, self._group)
+
+
+class _Pauses:
+    """Back-off between tries."""
+
+    def __init__(self) -> None:
+        self._next_s = BACK_OFF_S[0]
+
+    def reset(self) -> None:
+        self._next_s = BACK_OFF_S[0]
+
+    async def wait(self, what: str, error: Exception) -> None:
+        log.warning("%s failed, again in %.1f s: %r", what, self._next_s, error)
+        await asyncio.sleep(self._next_s)
+        self._next_s = min(2 * self._next_s, BACK_OFF_S[1])
+
+
+def is_transient(error: BaseException) -> bool:
+    """True if the same call may succeed later without anyone changing code or data."""
+    if isinstance(error, Transient | LogUnavailable | OSError | TimeoutError | PoolTimeout):
+        return True
+    if isinstance(error, OperationalError | InterfaceError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    # While it connects, the driver's own errors come as they are.
+    driver_error = error.orig if isinstance(error, DBAPIError) else error
+    state = str(getattr(driver_error, "sqlstate", None) or "")
+    return state.startswith(_TRANSIENT_STATES)
+
+
+def _event_id(record: Record) -> str:
+    try:
+        return read_envelope(record).id
+    except NotAnEnvelope:
+        return ""
+
+
