@@ -101,7 +101,9 @@ class Chunk:
     `index`, `delta` and `finish_reason`; it may be empty. `finish_reason` and
     `native_finish_reason` repeat those of a choice that finishes here. `usage` is a snapshot that
     replaces every earlier one: the last wins. Its prompt counts always hold; its output counts
-    hold if no chunk with content follows it. Empty strings mean "not said".
+    hold if no chunk with content follows it. `usage_refused` says that the upstream reported
+    counts that cannot be true (negative, absurd): they were taken as absent. Empty strings mean
+    "not said".
     """
 
     choices: list[dict[str, Any]]
@@ -112,6 +114,7 @@ class Chunk:
     model: str = ""
     service_tier: str = ""
     system_fingerprint: str = ""
+    usage_refused: bool = False
 
     @property
     def has_content(self) -> bool:
@@ -130,6 +133,8 @@ class AttemptFailed(Exception):
     `status` is what edge answers if this was the last attempt, `upstream_status` what the upstream
     said (0: it did not get so far). `message` is ours and may be shown; `detail` is the upstream's
     own text, cut short, and never leaves the worker. `retry_after_ms` 0 means "not said".
+    `reason` is one word for measures: refused, malformed, cut, empty, timeout, unreachable or
+    unsayable.
     """
 
     def __init__(
@@ -146,6 +151,7 @@ class AttemptFailed(Exception):
         retry_after_ms: int = 0,
         field: str = "",
         detail: str = "",
+        reason: str = "refused",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -159,6 +165,7 @@ class AttemptFailed(Exception):
         self.retry_after_ms = retry_after_ms
         self.field = field
         self.detail = detail
+        self.reason = reason
 
 
 class Dialect(Protocol):
@@ -167,7 +174,7 @@ class Dialect(Protocol):
     FRAMING: str
 
     def request(self, call: Call, endpoint: Endpoint, credential: Credential) -> httpx.Request:
-        """Write a canonical call. Raise AttemptFailed (400, with `field`) for what cannot be said."""
+        """Write a canonical call. Raise AttemptFailed (400, with `field`) where that cannot be."""
 
     def chunks(
         self, events: AsyncIterable[Event], preset: Preset | None = None
@@ -180,7 +187,7 @@ class Dialect(Protocol):
         """
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
-        """Say what a response that is not a 2xx means. Header names are lower case. Never raises."""
+        """Say what a response that is not a 2xx means; header names are lower case."""
 
 
 _CONTENT_KEYS = (

@@ -28,7 +28,7 @@ async def frames(
 
     A body that begins like JSON is read as JSON and one that begins like SSE as SSE, whatever the
     header claims: upstreams send error objects under `text/event-stream` and streams under
-    `application/json`. Raise AttemptFailed for anything else (an HTML page) and for what is too big.
+    `application/json`. Raise AttemptFailed for anything else (an HTML page) and what is too big.
     """
     first, rest = await _peek(reads)
     start = first.removeprefix(_BOM).lstrip(_SPACE)

@@ -25,6 +25,7 @@ _DETAIL_CHARACTERS = 300
 def malformed(what: str, body: bytes = b"") -> AttemptFailed:
     """The upstream answered something that is no answer."""
     return AttemptFailed(
+        reason="malformed",
         status=502,
         error_type="provider_unavailable",
         message="The provider sent a malformed answer.",
@@ -36,6 +37,7 @@ def malformed(what: str, body: bytes = b"") -> AttemptFailed:
 def cut() -> AttemptFailed:
     """The answer stopped before its end."""
     return AttemptFailed(
+        reason="cut",
         status=502,
         error_type="provider_unavailable",
         message="The provider's answer was cut off.",
@@ -46,6 +48,7 @@ def cut() -> AttemptFailed:
 def empty() -> AttemptFailed:
     """The answer ended without content and without a finish reason."""
     return AttemptFailed(
+        reason="empty",
         status=502,
         error_type="provider_unavailable",
         message="The provider sent an empty answer.",
@@ -56,6 +59,7 @@ def empty() -> AttemptFailed:
 def unreachable(detail: str = "") -> AttemptFailed:
     """No connection, or it broke before a response."""
     return AttemptFailed(
+        reason="unreachable",
         status=502,
         error_type="provider_unavailable",
         message="The provider could not be reached.",
@@ -66,6 +70,7 @@ def unreachable(detail: str = "") -> AttemptFailed:
 def timed_out(detail: str = "") -> AttemptFailed:
     """A deadline of ours passed while the upstream was to act."""
     return AttemptFailed(
+        reason="timeout",
         status=504,
         error_type="timeout",
         message="The provider did not answer in time.",
@@ -76,6 +81,7 @@ def timed_out(detail: str = "") -> AttemptFailed:
 def unsayable(field: str, message: str) -> AttemptFailed:
     """The call holds something this dialect cannot express: another endpoint's may."""
     return AttemptFailed(
+        reason="unsayable",
         status=400,
         error_type="invalid_request",
         message=message,
@@ -129,9 +135,11 @@ _BUDGET = re.compile(
     r"|exceeded your current quota|out of (credits|budget)|budget (has been )?exceeded"
     r"|payment[ _]required|spending limit|arrears"
 )
+_NO_CREDIT = re.compile(r"insufficient[ _](quota|balance|credit|fund)|billing|arrears")
 _POLICY = re.compile(
     r"content[ _]?(policy|filter|management)|responsibleai|safety (system|reasons)|moderation"
     r"|flagged|data_inspection_failed|sensitive content|prohibited_content|blocklist"
+    r"|violat[a-z]* [a-z ]*(policy|policies|guidelines|terms)"
 )
 _CREDENTIAL = re.compile(
     r"invalid_api_key|incorrect api key|api[ _]key not valid|invalid api[ _-]?key|api_key_invalid"
@@ -160,9 +168,10 @@ _IMAGE = (
 
 def _by_words(status: int, words: str) -> dict[str, Any] | None:
     """Recognise what providers say in words under statuses that say too little."""
-    if status in (400, 403, 413, 422, 429, 402) and _BUDGET.search(words):
-        if status != 429 or "insufficient" in words or "billing" in words or "balance" in words:
-            return _away(502, "provider_unavailable", "The provider refused us for lack of credit.")
+    if status in (400, 403, 413, 422) and _BUDGET.search(words):
+        return _by_status(402)
+    if status == 429 and _NO_CREDIT.search(words):
+        return _by_status(402)
     if status in (400, 403) and _CREDENTIAL.search(words):
         return _away(502, "provider_unavailable", "The provider refused our credential.")
     if status == 400 and _OVERLOADED.search(words):
@@ -300,7 +309,9 @@ def _status_of_words(code: str, kind: str, words: str) -> int:
     return 502
 
 
-_DURATION = re.compile(r"(?:retry|try again)[a-z ]* in (?:(\d+)m)?(\d+(?:\.\d+)?)(ms|s)", re.I)
+_DURATION = re.compile(
+    r"(?:retry|try again)[a-z ]* in (?:(\d+)m)?(\d+(?:\.\d+)?)(ms|s)", re.IGNORECASE
+)
 
 
 def _retry_after_ms(headers: Mapping[str, str], text: str) -> int:

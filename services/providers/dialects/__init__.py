@@ -1,0 +1,1 @@
+"""How providers write calls and answers: one module per dialect, found by its file name."""

@@ -1,0 +1,457 @@
+"""OpenAI's chat completions, as OpenAI and everyone who speaks like it writes them."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from typing import Any
+
+import httpx
+import orjson
+
+from bourse.v1.events_pb2 import Unit
+from services.providers import counts, refusals
+from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event, Usage
+from services.providers.finish import finish_reason
+from services.providers.messages import openai_body
+from services.providers.presets import PLAIN, Preset
+from services.providers.target import post
+
+FRAMING = "sse"
+
+
+def request(call: Call, endpoint: Endpoint, credential: Credential) -> httpx.Request:
+    """Write the call as the endpoint's preset wants it. Absent parameters stay absent."""
+    return post(call, endpoint, credential, "/chat/completions", openai_body(call, endpoint))
+
+
+async def chunks(
+    events: AsyncIterable[Event], preset: Preset | None = None
+) -> AsyncIterator[Chunk]:
+    """Read an answer, whole or streamed.
+
+    The end mark `[DONE]` may be missing: a finish reason is enough. A finish reason may be missing:
+    `[DONE]` is enough, if there was content. Neither is a cut answer.
+    """
+    answer = _Answer(preset or PLAIN["openai_chat"])
+    async for event in events:
+        if event.data == b"[DONE]":
+            answer.done = True
+            break
+        chunk = answer.read(event)
+        if chunk is not None:
+            yield chunk
+    last = answer.end()
+    if last is not None:
+        yield last
+
+
+def failure(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
+    """Say what an error response means, in any of the shapes its speakers use."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = None
+    if isinstance(document, list) and document:
+        document = document[0]
+    if not isinstance(document, dict):
+        text = body[:2000].decode("utf-8", "replace")
+        return refusals.refused(status, text=text, headers=headers)
+    return _refused(document, status, headers)
+
+
+def _refused(
+    document: Mapping[str, Any], status: int = 0, headers: Mapping[str, str] | None = None
+) -> AttemptFailed:
+    """Map an error document: `{"error": {…}}`, `{"error": "…"}`, or the error's fields at the root.
+
+    `status` 0: the error came inside a 200, and its own code counts.
+    """
+    error = document.get("error")
+    fields: Mapping[str, Any] = error if isinstance(error, dict) else document
+    text = _text(fields, "message", "msg", "detail", "error", "failed_generation")
+    metadata = fields.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("raw"):
+        text = f"{text}: {metadata['raw']}"
+    code = _text(fields, "code", "status")
+    named = status
+    if not named:
+        for key in ("status_code", "code", "status"):
+            value = fields.get(key)
+            if isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+                named = int(value)
+                break
+    param = fields.get("param")
+    return refusals.refused(
+        named,
+        code=code,
+        kind=_text(fields, "type"),
+        text=text,
+        field=param if isinstance(param, str) else "",
+        headers=headers,
+        upstream_status=status or 200,
+    )
+
+
+def _text(fields: Mapping[str, Any], *keys: str) -> str:
+    for key in keys:
+        value = fields.get(key)
+        if value is not None and value != "":
+            return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return ""
+
+
+class _Answer:
+    """One answer being read: what of it depends on what came before."""
+
+    def __init__(self, preset: Preset) -> None:
+        self.done = False
+        self._preset = preset
+        self._roles: set[int] = set()  # choices whose role was given out
+        self._finished: set[int] = set()
+        self._calls: dict[int, _ToolCalls] = {}
+        self._content = False
+
+    def read(self, event: Event) -> Chunk | None:
+        """Return what one event adds, or None where it adds nothing."""
+        try:
+            document = orjson.loads(event.data)
+        except orjson.JSONDecodeError:
+            raise refusals.malformed("not JSON", event.data) from None
+        if type(document) is not dict:
+            raise refusals.malformed("not an object", event.data)
+        listed = document.get("choices")
+        if document.get("error") or event.name == "error" or document.get("object") == "error":
+            raise _refused(document)
+        if type(listed) is not list:
+            return self._without_choices(event, document)
+
+        choices = []
+        finish = native = ""
+        for choice in listed:
+            made = self._choice(choice)
+            if made is None:
+                continue
+            choices.append(made)
+            if made["finish_reason"] is not None:
+                finish = made["finish_reason"]
+                native = made["native_finish_reason"]
+        usage = refused = None
+        reported = document.get("usage") or (document.get("x_groq") or _NOTHING).get("usage")
+        if reported:
+            usage = usage_of(reported, self._preset)
+            refused = usage is None
+        if not choices and not reported:
+            return None
+        return Chunk(
+            choices,
+            usage,
+            finish,
+            native,
+            document.get("id") or "",
+            document.get("model") or "",
+            document.get("service_tier") or "",
+            document.get("system_fingerprint") or "",
+            bool(refused),
+        )
+
+    def end(self) -> Chunk | None:
+        """Judge how the answer ended; return a finish that it left out."""
+        if self._finished:
+            return None
+        if not self.done:
+            raise refusals.cut()
+        if not self._content:
+            raise refusals.empty()
+        return Chunk([_finish(index, self._says_tools(index)) for index in sorted(self._roles)])
+
+    def _without_choices(self, event: Event, document: dict[str, Any]) -> Chunk | None:
+        if event.name == "json":
+            if any(key in document for key in ("message", "detail", "code", "msg")):
+                raise _refused(document)
+            raise refusals.malformed("no choices", event.data)
+        if document.get("usage"):
+            usage = usage_of(document["usage"], self._preset)
+            return Chunk([], usage, usage_refused=usage is None)
+        return None  # a ping, a progress report
+
+    def _choice(self, choice: Any) -> dict[str, Any] | None:
+        try:
+            index = choice.get("index")
+            delta = choice.get("delta")
+            reason = choice.get("finish_reason")
+        except AttributeError:
+            raise refusals.malformed("a choice that is no object") from None
+        if type(index) is not int:
+            index = 0
+        error = choice.get("error")
+        if error:
+            raise _refused({"error": error})
+        whole = False
+        if delta is None:
+            whole = "message" in choice
+            delta = choice.get("message")
+            if not whole and isinstance(choice.get("text"), str):
+                delta = {"content": choice["text"]}
+        out = self._delta(index, delta, whole)
+        if out is None:
+            raise refusals.malformed("a delta that is no object")
+
+        made: dict[str, Any] = {"index": index, "delta": out, "finish_reason": None}
+        if reason or whole:
+            native = choice.get("native_finish_reason") or reason or ""
+            if index not in self._finished and (reason or self._content):
+                mapped = finish_reason(reason or "", native, index in self._calls)
+                if mapped == "error":
+                    raise refusals.refused(502, code=str(native), upstream_status=200)
+                self._finished.add(index)
+                made["finish_reason"] = mapped
+                made["native_finish_reason"] = native if isinstance(native, str) else str(native)
+            elif whole and not self._content:
+                self.done = True  # nothing and no reason: `end` says so, after the usage
+        elif not out:
+            return None
+        logprobs = choice.get("logprobs")
+        if type(logprobs) is dict and (logprobs.get("content") or logprobs.get("refusal")):
+            made["logprobs"] = logprobs
+        if not out and made["finish_reason"] is None and "logprobs" not in made:
+            return None
+        return made
+
+    def _delta(self, index: int, delta: Any, whole: bool) -> dict[str, Any] | None:
+        out: dict[str, Any] = {}
+        if type(delta) is not dict:
+            return out if delta is None else None
+        for key, value in delta.items():
+            if not value:
+                # `content: ""` beside a role is how streams begin; other empty values say nothing.
+                if key == "content" and value == "" and index not in self._roles and not whole:
+                    out[key] = value
+                continue
+            if key == "content":
+                if type(value) is str:
+                    out[key] = value
+                    self._content = True
+                elif type(value) is list:
+                    self._parts(value, out)
+            elif key == "role":
+                if index not in self._roles:
+                    out[key] = value
+            elif key in _TOOL_KEYS:
+                calls = self._calls.get(index)
+                if calls is None:
+                    calls = self._calls[index] = _ToolCalls()
+                made = calls.read(value if type(value) is list else [value])
+                if made:
+                    out["tool_calls"] = made
+                    self._content = True
+            elif key in _REASONING_KEYS:
+                if type(value) is str and not delta.get(_REASONING_KEYS[key]):
+                    out["reasoning"] = out.get("reasoning", "") + value
+                    self._content = True
+            elif key in _KEPT_KEYS and (key != "audio" or _is_audio(value)):
+                out[key] = value
+                self._content = True
+            elif key == "function_call" and type(value) is dict and value.get("name"):
+                self._calls.setdefault(index, _ToolCalls())
+                out["tool_calls"] = [_call(0, {"type": "function", "function": value})]
+                self._content = True
+        if out and index not in self._roles:
+            self._roles.add(index)
+            out.setdefault("role", "assistant")
+        return out
+
+    def _parts(self, parts: list[Any], out: dict[str, Any]) -> None:
+        """Content as a list of parts: text, and thinking apart from it."""
+        text, thoughts = [], []
+        for part in parts:
+            if type(part) is str:
+                text.append(part)
+            elif type(part) is dict and isinstance(part.get("text"), str):
+                text.append(part["text"])
+            elif type(part) is dict and part.get("thinking"):
+                thinking = part["thinking"]
+                if type(thinking) is str:
+                    thinking = [{"text": thinking}]
+                thoughts += [piece.get("text") or "" for piece in thinking if type(piece) is dict]
+        if any(text):
+            out["content"] = "".join(text)
+            self._content = True
+        if any(thoughts):
+            out["reasoning"] = out.get("reasoning", "") + "".join(thoughts)
+            self._content = True
+
+    def _says_tools(self, index: int) -> str:
+        return "tool_calls" if index in self._calls else "stop"
+
+
+_NOTHING: Mapping[str, Any] = {}
+_TOOL_KEYS = frozenset({"tool_calls", "tool_call"})
+# One of these is read: the value is what silences the key, so that nobody is heard twice.
+_REASONING_KEYS: Mapping[str, str] = {"reasoning": "", "reasoning_content": "reasoning"}
+_KEPT_KEYS = frozenset({"refusal", "reasoning_details", "annotations", "images", "audio"})
+
+
+def _is_audio(value: Any) -> bool:
+    return type(value) is dict and any(value.get(key) for key in ("data", "transcript", "id"))
+
+
+def _finish(index: int, reason: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "delta": {},
+        "finish_reason": reason,
+        "native_finish_reason": "",
+    }
+
+
+class _ToolCalls:
+    """The tool calls of one choice: gives every call its own index.
+
+    Some send no index, or -1, or the same one for each of several calls. A fragment with a new id
+    and a name begins a call; one without continues the latest under its index.
+    """
+
+    def __init__(self) -> None:
+        self._indexes: dict[Any, int] = {}  # theirs -> ours, of the latest call under it
+        self._ids: dict[int, Any] = {}
+        self._latest = -1
+
+    def read(self, fragments: list[Any]) -> list[dict[str, Any]]:
+        made = []
+        for fragment in fragments:
+            if type(fragment) is not dict:
+                continue
+            theirs = fragment.get("index")
+            if type(theirs) is not int or theirs < 0:
+                theirs = None
+            call_id = fragment.get("id")
+            function = fragment.get("function")
+            named = bool((function or fragment.get("custom") or _NOTHING).get("name"))
+            index = self._indexes.get(theirs) if theirs is not None else None
+            if theirs is None and not (named or call_id) and self._latest >= 0:
+                index = self._latest
+            if index is None or (named and call_id and self._ids.get(index) not in (None, call_id)):
+                index = len(self._ids)
+                self._ids[index] = call_id
+                if theirs is not None:
+                    self._indexes[theirs] = index
+            elif call_id and self._ids[index] is None:
+                self._ids[index] = call_id
+            self._latest = index
+            made.append(_call(index, fragment))
+        return made
+
+
+def _call(index: int, fragment: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {"index": index}
+    call_id = fragment.get("id")
+    if call_id:
+        out["id"] = call_id
+    kind = fragment.get("type")
+    if kind or call_id:
+        out["type"] = kind or "function"
+    function = fragment.get("function")
+    if type(function) is dict:
+        arguments = function.get("arguments")
+        if type(arguments) is not str:
+            arguments = "" if arguments is None else orjson.dumps(arguments).decode()
+        name = function.get("name")
+        out["function"] = (
+            {"name": name, "arguments": arguments} if name else {"arguments": arguments}
+        )
+    custom = fragment.get("custom")
+    if type(custom) is dict and custom.get("name"):
+        out["custom"] = custom
+    return out
+
+
+def usage_of(reported: Any, preset: Preset) -> Usage | None:
+    """Return disjoint counts of a `usage` object, or None where it cannot be true.
+
+    The prompt includes what was read from and written to a cache, and media. The completion
+    includes reasoning, unless the total (or, where there is none, the preset) says otherwise.
+    """
+    if type(reported) is not dict:
+        return None
+    prompt = counts.count(reported, "prompt_tokens", "input_tokens")
+    completion = counts.count(reported, "completion_tokens", "output_tokens")
+    total = counts.count(reported, "total_tokens")
+    of_prompt = _details(reported, "prompt_tokens_details", "input_tokens_details")
+    of_completion = _details(reported, "completion_tokens_details", "output_tokens_details")
+    cached = counts.count(of_prompt, "cached_tokens")
+    if cached is None:
+        cached = counts.count(
+            reported, "prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"
+        )
+    written = counts.count(of_prompt, "cache_write_tokens", "cache_creation_tokens")
+    audio = counts.count(of_prompt, "audio_tokens")
+    image = counts.count(of_prompt, "image_tokens")
+    video = counts.count(of_prompt, "video_tokens")
+    reasoning = counts.count(of_completion, "reasoning_tokens")
+    if reasoning is None:
+        reasoning = counts.count(reported, "reasoning_tokens")
+    audio_out = counts.count(of_completion, "audio_tokens")
+    image_out = counts.count(of_completion, "image_tokens")
+    searches = counts.count(
+        _details(reported, "server_tool_use_details", "server_tool_use"), "web_search_requests"
+    )
+    if searches is None:
+        searches = counts.count(reported, "num_search_queries")
+    known = (prompt, completion, total, cached, written, audio, image, video)
+    if counts.BAD in known or counts.BAD in (reasoning, audio_out, image_out, searches):
+        return None
+    if prompt is None and completion is None:
+        return None
+
+    made: dict[int, int] = {}
+    if prompt is not None:
+        counts.split(
+            made,
+            prompt,
+            Unit.UNIT_PROMPT,
+            (
+                (Unit.UNIT_CACHE_READ, cached),
+                (Unit.UNIT_CACHE_WRITE, written),
+                (Unit.UNIT_PROMPT_AUDIO, audio),
+                (Unit.UNIT_PROMPT_IMAGE, image),
+                (Unit.UNIT_PROMPT_VIDEO, video),
+            ),
+        )
+    if completion is not None:
+        outside = _reasoning_outside(prompt or 0, completion, reasoning or 0, total, preset)
+        if outside:
+            made[Unit.UNIT_REASONING] = outside
+            reasoning = 0
+        counts.split(
+            made,
+            completion,
+            Unit.UNIT_COMPLETION,
+            (
+                (Unit.UNIT_REASONING, reasoning),
+                (Unit.UNIT_COMPLETION_AUDIO, audio_out),
+                (Unit.UNIT_COMPLETION_IMAGE, image_out),
+            ),
+        )
+    if searches:
+        made[Unit.UNIT_WEB_SEARCH] = searches
+    return Usage(made)
+
+
+def _reasoning_outside(
+    prompt: int, completion: int, reasoning: int, total: int | None, preset: Preset
+) -> int:
+    """Return how many reasoning tokens the completion does not hold."""
+    if total is None or not total:
+        return reasoning if preset.reasoning_outside_completion else 0
+    beyond = total - prompt - completion
+    if reasoning and beyond == reasoning:
+        return reasoning
+    if preset.total_holds_hidden_reasoning and beyond > 0:
+        return beyond
+    return 0
+
+
+def _details(reported: dict[str, Any], *keys: str) -> dict[str, Any]:
+    for key in keys:
+        value = reported.get(key)
+        if type(value) is dict:
+            return value
+    return {}
