@@ -1,0 +1,1 @@
+"""Billing: the double-entry ledger, credit on loan to edges, the record of every generation."""
