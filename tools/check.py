@@ -34,9 +34,13 @@ CHECKS: dict[str, tuple[str, list[str]]] = {
     "manifests": ("Kubernetes manifests are valid", [PYTHON, "-m", "tools.check_manifests"]),
     "compose": (
         "the compose file is valid",
-        [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec",
-         "deploy/compose.yaml"],
-    ),  # fmt: skip
+        [
+            str(BIN / "check-jsonschema"),
+            "--builtin-schema",
+            "vendor.compose-spec",
+            "deploy/compose.yaml",
+        ],
+    ),
     "dockerfile": (
         "hadolint finds nothing in the Dockerfile",
         [str(BIN / "hadolint"), "deploy/Dockerfile"],

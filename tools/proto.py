@@ -18,7 +18,8 @@ def generate(out: Path) -> None:
 
     # The two type plugins are console scripts beside this interpreter.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    sources = sorted(str(path.relative_to(ROOT / "proto")) for path in ROOT.glob("proto/**/*.proto"))
+    protos = sorted((ROOT / "proto").rglob("*.proto"))
+    sources = [str(path.relative_to(ROOT / "proto")) for path in protos]
     includes = [str(ROOT / "proto"), str(importlib.resources.files("grpc_tools") / "_proto")]
     kinds = ("python", "grpc_python", "mypy", "mypy_grpc")
     arguments = ["protoc", *(f"-I{path}" for path in includes)]

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the settings classes (`make settings`), or --check that it is current.
+"""Write docs/settings.md from the settings classes (`make settings`), or --check it.
 
 A field's description is the string below it, which is where its unit and its meaning belong.
 """

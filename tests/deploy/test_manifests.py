@@ -154,7 +154,8 @@ def test_every_pod_a_policy_or_service_selects_exists(documents: list[dict[str, 
         workload["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
         for workload in workloads(documents)
     }
-    selected = re.findall(r"'podSelector': {'matchLabels': {'app.kubernetes.io/name': '([a-z-]+)'", str(documents))
+    label = r"'podSelector': {'matchLabels': {'app.kubernetes.io/name': '([a-z-]+)'"
+    selected = re.findall(label, str(documents))
     services = [one["spec"]["selector"] for one in named(documents, "Service").values()]
     selected += [selector["app.kubernetes.io/name"] for selector in services]
     assert selected
