@@ -235,8 +235,8 @@ def report(measured: list[Case], arguments: argparse.Namespace) -> None:
     )
     print(
         f"gateway on core {GATEWAY_CPU}, upstream and load on core {LOAD_CPU}; "
-        f"event log and databases: SQLite files; request {sizes['c=32']} B; medians of {arguments.rounds} rounds (min-max); "
-        "every request reconciled with a posting"
+        f"event log and databases: SQLite files; request {sizes['c=32']} B; "
+        f"medians of {arguments.rounds} rounds (min-max); every request reconciled with a posting"
     )
     print(
         f"\n{'load':<9}{'':<13}{'requests/s':>26}{'CPU-ms/request':>24}{'p50 ms':>22}{'p99 ms':>24}"
