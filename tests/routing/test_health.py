@@ -1,5 +1,7 @@
 """What attempts say about an endpoint: the gate, uptime, cool-downs, medians."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,11 +23,12 @@ def condition(*attempts: AttemptFinished, now_ms: int = NOW_MS) -> Condition:
     return taken(*attempts, now_ms=now_ms).condition("e1", now_ms)
 
 
-def failed(ago_ms: int = 0, **facts: object) -> AttemptFinished:
-    return attempt(finished_ms=NOW_MS - ago_ms, **({"status": 503} | facts))
+def failed(ago_ms: int = 0, **facts: Any) -> AttemptFinished:
+    facts.setdefault("status", 503)
+    return attempt(finished_ms=NOW_MS - ago_ms, **facts)
 
 
-def fine(ago_ms: int = 0, **facts: object) -> AttemptFinished:
+def fine(ago_ms: int = 0, **facts: Any) -> AttemptFinished:
     return attempt(finished_ms=NOW_MS - ago_ms, **facts)
 
 
@@ -93,7 +96,7 @@ def test_attempts_that_fail_through_no_fault_of_the_endpoint_do_not_close_the_ga
         ({"status": 200, "error_type": "rate_limit_exceeded"}, Verdict.LIMITED),
     ],
 )
-def test_an_attempt_says_what_the_rules_say(facts: dict[str, object], verdict: Verdict) -> None:
+def test_an_attempt_says_what_the_rules_say(facts: dict[str, Any], verdict: Verdict) -> None:
     assert judge(attempt(**facts)) is verdict
 
 
@@ -163,9 +166,7 @@ def test_an_unreadable_record_is_passed_over() -> None:
 # Cool-downs.
 
 
-def refused_at(
-    ms: int, status: int = 429, duration_ms: int = 100, **facts: object
-) -> AttemptFinished:
+def refused_at(ms: int, status: int = 429, duration_ms: int = 100, **facts: Any) -> AttemptFinished:
     return attempt(finished_ms=ms, status=status, duration_ms=duration_ms, **facts)
 
 

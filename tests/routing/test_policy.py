@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -47,9 +48,9 @@ class Told:
 
 
 def planned(
-    *listings: Listing, health: Told | None = None, now_ms: int = NOW_MS, **ask: object
+    *listings: Listing, health: Told | None = None, now_ms: int = NOW_MS, **ask: Any
 ) -> policy.Plan:
-    wishes = Ask(**({"models": (MODEL,)} | ask))  # type: ignore[arg-type]
+    wishes = Ask(**({"models": (MODEL,)} | ask))
     return policy.plan(wishes, Shelf(*listings), health or Told(), now_ms)
 
 
@@ -333,6 +334,43 @@ def test_no_price_in_force_is_no_candidate(dated: list[PriceVersion]) -> None:
     plan = planned(listing("e", prices=dated))
     assert not plan.candidates
     assert reasons(plan) == {"e": ("price", "")}
+
+
+# The hard filters.
+
+
+@pytest.mark.parametrize(
+    ("facts", "ask", "excluded_by", "field"),
+    [
+        ({}, {"prompt_tokens": 1_001}, "context_length", "messages"),
+        ({}, {"prompt_tokens": 801, "max_tokens": 200}, "context_length", "max_tokens"),
+        ({"max_prompt_tokens": 99}, {"prompt_tokens": 100}, "context_length", "messages"),
+        ({"max_completion_tokens": 99}, {"max_tokens": 100}, "context_length", "max_tokens"),
+        ({}, {"input_modalities": frozenset({"image"})}, "capability", "messages"),
+        ({}, {"parameters": frozenset({"seed"})}, "require_parameters", "seed"),
+        ({"trains": True}, {}, "data_policy:training", "provider.data_collection"),
+        ({"retention_days": 1}, {}, "data_policy:zdr", "provider.zdr"),
+        ({"state": ListingState.LISTING_STATE_SUSPENDED}, {}, "state", ""),
+        ({"state": ListingState.LISTING_STATE_MAINTENANCE}, {}, "state", ""),
+        ({"state": 99}, {}, "state", ""),
+    ],
+)
+def test_each_hard_filter_names_itself_and_the_field(
+    facts: dict[str, Any], ask: dict[str, Any], excluded_by: str, field: str
+) -> None:
+    strict: dict[str, Any] = {
+        "prompt_tokens": 800, "max_tokens": 200, "input_modalities": frozenset({"text"}),
+        "parameters": frozenset({"max_tokens"}), "require_parameters": True,
+        "deny_data_collection": True, "zero_data_retention": True,
+    }  # fmt: skip
+    if excluded_by == "data_policy:training":
+        strict["zero_data_retention"] = False
+    fits = listing("fits", context_length=1_000)
+    limited = listing("limited", **({"context_length": 1_000} | facts))
+    assert order_of(planned(fits, **strict)) == [["fits"]]
+    plan = planned(limited, **(strict | ask))
+    assert not plan.candidates
+    assert reasons(plan) == {"limited": (excluded_by, field)}
 
 
 # Every rule at once.
