@@ -24,8 +24,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bourse.database import Database, insert_if_absent
 from bourse.event_log.envelope import NotAnEnvelope, envelope, read_envelope
 from bourse.event_log.outbox import enqueue
-from bourse.event_log.protocol import Batch, EventLog, LogUnavailable, Record, Topic
-from bourse.event_log.protocol import dead_letter_topic
+from bourse.event_log.protocol import (
+    Batch,
+    EventLog,
+    LogUnavailable,
+    Record,
+    Topic,
+    dead_letter_topic,
+)
 from bourse.event_log.tables import ConsumerTables, tables
 from bourse.v1.events_pb2 import Envelope, Quarantined
 
@@ -46,7 +52,7 @@ ALIVE_S = 60.0
 LAG_S = 5.0
 REASON_LENGTH = 500
 
-# PostgreSQL's classes of errors that pass: connection, rollback, resources, locks, operator, system.
+# PostgreSQL's errors that pass: connection, rollback, resources, locks, operator, system.
 _TRANSIENT_STATES = ("08", "40", "53", "55", "57", "58")
 
 
@@ -114,7 +120,9 @@ class Consumer:
                     raise
                 await pauses.wait(f"consuming {self._topic.name} as {self._group}", error)
 
-    async def assigned(self, topic: str, partitions: Sequence[int]) -> Mapping[int, tuple[int, int]]:
+    async def assigned(
+        self, topic: str, partitions: Sequence[int]
+    ) -> Mapping[int, tuple[int, int]]:
         """Raise the epochs of partitions, as `Positions` says."""
         rows = self._tables.consumer_offset
         fresh = [
@@ -365,5 +373,3 @@ def _event_id(record: Record) -> str:
         return read_envelope(record).id
     except NotAnEnvelope:
         return ""
-
-

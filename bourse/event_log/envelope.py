@@ -16,8 +16,8 @@ class NotAnEnvelope(Exception):
 
 
 def envelope(
-    id: str,
-    type: str,
+    id: str,  # noqa: A002 - the names of CloudEvents
+    type: str,  # noqa: A002
     source: str,
     subject: str,
     data: bytes,

@@ -80,7 +80,9 @@ class Batch(Protocol):
 class Positions(Protocol):
     """The offsets that count: those in the consumer's own database."""
 
-    async def assigned(self, topic: str, partitions: Sequence[int]) -> Mapping[int, tuple[int, int]]:
+    async def assigned(
+        self, topic: str, partitions: Sequence[int]
+    ) -> Mapping[int, tuple[int, int]]:
         """Raise each partition's epoch; return partition -> (offset to read next, epoch).
 
         A partition never read before starts at offset 0.
@@ -103,9 +105,7 @@ class EventLog(Protocol):
         Compacted topics have one partition.
         """
 
-    async def append(
-        self, topic: Topic, entries: Sequence[tuple[bytes, bytes | None]]
-    ) -> None:
+    async def append(self, topic: Topic, entries: Sequence[tuple[bytes, bytes | None]]) -> None:
         """Append (key, value) in order; return when all are durable (acknowledged by all replicas).
 
         Raises LogUnavailable when that is not known in time: some may then be in the log, so the

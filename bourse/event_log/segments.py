@@ -33,19 +33,17 @@ class Entry:
     end: int
 
 
-def encode(kind: int, id: str, key: bytes, value: bytes) -> bytes:
+def encode(kind: int, name: str, key: bytes, value: bytes) -> bytes:
     """Return a record's bytes; raises ValueError when it is too long."""
-    name = id.encode()
-    rest = (
-        _HEADER.pack(kind, len(name), len(key), time.time_ns() // 1_000_000) + name + key + value
-    )
+    id_ = name.encode()
+    rest = _HEADER.pack(kind, len(id_), len(key), time.time_ns() // 1_000_000) + id_ + key + value
     if len(rest) > RECORD_BYTES_MAX:
         raise ValueError(f"a spool record of {len(rest)} bytes is too long")
     return _FRAME.pack(len(rest), zlib.crc32(rest)) + rest
 
 
-def size_of(id: str, key: bytes, value: bytes) -> int:
-    return _FRAME.size + _HEADER.size + len(id.encode()) + len(key) + len(value)
+def size_of(name: str, key: bytes, value: bytes) -> int:
+    return _FRAME.size + _HEADER.size + len(name.encode()) + len(key) + len(value)
 
 
 def scan(path: Path, offset: int = 0) -> Iterator[Entry]:

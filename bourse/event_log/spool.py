@@ -135,30 +135,30 @@ class Spool:
         """True when `intent` would raise SpoolFull."""
         return self.disk_bytes >= self._max_bytes and not self._make_room()
 
-    def intent(self, id: str, data: bytes) -> None:
-        """Write that work begins. Raises SpoolFull above the disk cap."""
+    def intent(self, name: str, data: bytes) -> None:
+        """Write that the work of this name begins. Raises SpoolFull above the disk cap."""
         if self.disk_bytes >= self._max_bytes and not self._make_room():
             raise SpoolFull(f"the spool holds {self.disk_bytes} bytes")
-        self._begun[id] = self._current
-        self._write(INTENT, id, b"", data)
+        self._begun[name] = self._current
+        self._write(INTENT, name, b"", data)
 
-    def checkpoint(self, id: str, data: bytes) -> None:
+    def checkpoint(self, name: str, data: bytes) -> None:
         """Write how far the work has come; the last checkpoint replaces those before."""
-        self._write(CHECKPOINT, id, b"", data)
+        self._write(CHECKPOINT, name, b"", data)
 
-    def settle(self, id: str, key: bytes, value: bytes) -> None:
+    def settle(self, name: str, key: bytes, value: bytes) -> None:
         """Write how the work ended, as the event to ship. It is on disk when this returns.
 
         It needs no intent before it, and the disk cap does not stop it. Raises OSError when the
         disk itself is full: then nothing was written.
         """
-        self.bytes += self._write(SETTLE, id, key, value)
+        self.bytes += self._write(SETTLE, name, key, value)
         self.depth += 1
-        self._begun.pop(id, None)
+        self._begun.pop(name, None)
         self.settled.set()
 
-    def _write(self, kind: int, id: str, key: bytes, value: bytes) -> int:
-        data = segments.encode(kind, id, key, value)
+    def _write(self, kind: int, name: str, key: bytes, value: bytes) -> int:
+        data = segments.encode(kind, name, key, value)
         size = len(data)
         written = os.write(self._descriptor, data)
         if written != size:
@@ -256,7 +256,9 @@ class Spool:
 
     def _recover(self) -> None:
         self.depth = self.bytes = self.disk_bytes = 0
-        numbers = sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        numbers = sorted(
+            int(path.name) for path in self._directory.iterdir() if path.name.isdigit()
+        )
         for number in numbers:
             path = self._path(number)
             end = 0

@@ -5,8 +5,15 @@ The service owns them: it calls `tables(metadata)` in its `tables.py` and its mi
 
 from dataclasses import dataclass
 
-from sqlalchemy import Column, LargeBinary, MetaData, PrimaryKeyConstraint, String, Table
-from sqlalchemy import UniqueConstraint
+from sqlalchemy import (
+    Column,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    UniqueConstraint,
+)
 
 from bourse.database import Int64
 
