@@ -31,12 +31,12 @@ class Preset:
     env: tuple[str, ...] = ()
     credential_kind: str = "bearer"
     credential_header: str = ""
-    headers: Mapping[str, str] = field(default=_NO_RENAMES)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_RENAMES)
 
     # The call.
     max_tokens_field: str = "max_tokens"
     drops: frozenset[str] = frozenset()
-    renames: Mapping[str, str] = field(default=_NO_RENAMES)
+    renames: Mapping[str, str] = field(default_factory=lambda: _NO_RENAMES)
     accepts: frozenset[str] = frozenset()  # fields of its own that may pass
     reasoning: str = "effort"  # effort | object | thinking | none: how thinking is asked for
     efforts: tuple[str, ...] = ("none", "minimal", "low", "medium", "high", "xhigh")

@@ -1,0 +1,1 @@
+"""Recorded exchanges with real providers: read them, decode them, compare."""
