@@ -12,7 +12,7 @@ from bourse.rating import NANO_PER_USD
 from bourse.rpc import Context, RpcError, StatusCode
 from bourse.v1 import billing_pb2 as pb
 from bourse.v1.events_pb2 import AttemptFinished
-from services.billing import ledger, lending, posting, store
+from services.billing import lease_store, ledger, lending, posting, store
 from services.billing.leases import Rule
 from services.billing.usage import window_starts
 
@@ -99,7 +99,7 @@ class BillingApi:
         if len(request.leases) > LEASES_MAX:
             raise _invalid("leases", f"at most {LEASES_MAX}")
         async with self._begin() as connection:
-            await store.save_report(
+            await lease_store.save_report(
                 connection, request.worker, request.boot, set(request.leases), self._now_ms()
             )
         return pb.ConfirmLeasesResponse()

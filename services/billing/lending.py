@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing import leases, notices, store
+from services.billing import lease_store, leases, notices, store
 from services.billing.account import Account
 from services.billing.leases import Lease, Rule
 
@@ -52,7 +52,7 @@ async def lend(
             changed[account.id] = account
         loans.append(loan)
     await store.save_accounts(connection, changed.values())
-    await store.insert_leases(connection, [x.lease for x in loans if x.lease], now_ms)
+    await lease_store.insert_leases(connection, [x.lease for x in loans if x.lease], now_ms)
     return loans
 
 
@@ -117,9 +117,9 @@ async def close(
 
 async def reclaim(connection: AsyncConnection, ids: Sequence[str]) -> int:
     """End leases that the workers' reports have cleared; return how many were still open."""
-    known = await store.leases(connection, ids)
+    known = await lease_store.leases(connection, ids)
     accounts = await store.lock_accounts(connection, {lease.account for lease in known.values()})
-    current = await store.leases(connection, ids)  # as they are under the lock
+    current = await lease_store.leases(connection, ids)  # as they are under the lock
     ended = [lease for lease in current.values() if lease.state != "reclaimed"]
     for lease in ended:
         accounts[lease.account].release(lease.reclaim())
@@ -132,24 +132,24 @@ async def cleared(connection: AsyncConnection, now_ms: int, wait_ms: int, limit:
 
     Their reports must be more than `wait_ms` newer than the lease's end.
     """
-    reports = await store.reports(connection)
-    ended = await store.ended_leases(connection, now_ms, limit)
+    reports = await lease_store.reports(connection)
+    ended = await lease_store.ended_leases(connection, now_ms, limit)
     return [lease.id for lease in ended if leases.clear(lease, reports, wait_ms)]
 
 
 async def _locked(
     connection: AsyncConnection, lease_id: str, edge: str
 ) -> tuple[Lease, Account] | None:
-    known = (await store.leases(connection, [lease_id])).get(lease_id)
+    known = (await lease_store.leases(connection, [lease_id])).get(lease_id)
     if known is None or known.edge != edge:
         return None
     accounts = await store.lock_accounts(connection, [known.account])
-    return (await store.leases(connection, [lease_id]))[lease_id], accounts[known.account]
+    return (await lease_store.leases(connection, [lease_id]))[lease_id], accounts[known.account]
 
 
 async def _save(
     connection: AsyncConnection, changed: Iterable[Lease], accounts: Mapping[str, Account]
 ) -> None:
-    await store.save_leases(connection, changed)
+    await lease_store.save_leases(connection, changed)
     await store.save_accounts(connection, accounts.values())
     await notices.publish(connection, accounts.values())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bourse.v1.events_pb2 import AttemptFinished
-from services.billing import ledger, notices, store
+from services.billing import lease_store, ledger, notices, store
 from services.billing.account import Account
 from services.billing.ledger import Attempt, Transaction, Unpostable
 
@@ -188,7 +188,7 @@ async def _spend_leases(
     ids = {lease for a in paying for lease, _ in a.spends}
     if not ids:
         return
-    leases = await store.leases(connection, ids)
+    leases = await lease_store.leases(connection, ids)
     touched = {}
     for a in paying:
         for lease_id, amount_nano in a.spends:
@@ -200,7 +200,7 @@ async def _spend_leases(
     for lease in touched.values():
         if lease.proven():
             accounts[lease.account].release(lease.reclaim())
-    await store.save_leases(connection, touched.values())
+    await lease_store.save_leases(connection, touched.values())
 
 
 def _usage(fresh: Iterable[Attempt]) -> dict[tuple[str, str, int], tuple[int, int]]:

@@ -1,20 +1,20 @@
-"""Billing's queries. Each function takes a connection and never commits.
+"""Billing's queries on accounts, attempts, the ledger and usage.
 
-Writers lock in one order: account rows by id (`lock_accounts`), then ledger accounts by id. Who
-holds an account's row may write its leases, grants and numbers as absolute values.
+Each function takes a connection and never commits. Writers lock in one order: account rows by id
+(`lock_accounts`), then ledger accounts by id. Who holds an account's row may write its numbers, its
+grants and its leases (lease_store.py) as absolute values.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Dialect, Table, bindparam, case, func, insert, select, update
+from sqlalchemy import bindparam, case, func, insert, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bourse.database import add_excluded, insert_if_absent, upsert
+from bourse.database import insert_if_absent
+from bourse.direct import adding, any_of, inserting, prepared
 from services.billing import tables as t
 from services.billing.account import Account
-from services.billing.leases import Lease, Report
 from services.billing.ledger import (
     Attempt,
     Grant,
@@ -66,17 +66,16 @@ async def lock_or_open_accounts(
 
 async def lock_accounts(connection: AsyncConnection, ids: Collection[str]) -> dict[str, Account]:
     """Lock the rows of those accounts that exist, in id order."""
-    statement = _accounts.where(t.account.c.id.in_(sorted(ids))).order_by(t.account.c.id)
-    rows = await connection.execute(statement.with_for_update())
+    rows = await _lock_accounts.rows(connection, sorted(ids))
     return {row[0]: Account(*row) for row in rows}
 
 
 async def account(connection: AsyncConnection, account_id: str) -> Account | None:
-    row = (await connection.execute(_accounts.where(t.account.c.id == account_id))).first()
-    return None if row is None else Account(*row)
+    rows = await _account.rows(connection, account_id)
+    return Account(*rows[0]) if rows else None
 
 
-_accounts = select(
+_ACCOUNT = (
     t.account.c.id,
     t.account.c.granted_nano,
     t.account.c.used_nano,
@@ -85,20 +84,33 @@ _accounts = select(
     t.account.c.refused,
     t.account.c.frozen,
 )
+_account = prepared(select(*_ACCOUNT).where(t.account.c.id == bindparam("id")), "id")
+_lock_accounts = prepared(
+    select(*_ACCOUNT)
+    .where(any_of(t.account.c.id, "ids"))
+    .order_by(t.account.c.id)
+    .with_for_update(),
+    "ids",
+)
 
 
 async def save_accounts(connection: AsyncConnection, accounts: Iterable[Account]) -> None:
     """Store the numbers of locked accounts."""
     rows = [
-        (a.granted_nano, a.used_nano, a.reserved_nano, a.credit_epoch, a.refused, a.id)
+        (a.granted_nano, a.used_nano, a.reserved_nano, a.credit_epoch, bool(a.refused), a.id)
         for a in accounts
     ]
-    await _execute_many(
-        connection,
-        t.account,
-        ("granted_nano", "used_nano", "reserved_nano", "credit_epoch", "refused"),
-        rows,
-    )
+    await _save_account.many(connection, rows)
+
+
+_NUMBERS = ("granted_nano", "used_nano", "reserved_nano", "credit_epoch", "refused")
+_save_account = prepared(
+    update(t.account)
+    .where(t.account.c.id == bindparam("of"))
+    .values({name: bindparam(name) for name in _NUMBERS}),
+    *_NUMBERS,
+    "of",
+)
 
 
 # Attempts
@@ -108,13 +120,20 @@ async def seen(
     connection: AsyncConnection, generations: Collection[str]
 ) -> dict[tuple[str, int], Seen]:
     """The attempts of these generations that have posted already."""
-    c = t.attempt.c
-    rows = await connection.execute(
-        select(c.generation, c.attempt, c.account, c.content_hash, c.charge_nano).where(
-            c.generation.in_(list(generations))
-        )
-    )
+    rows = await _seen.rows(connection, list(generations))
     return {(row[0], row[1]): Seen(row[2], row[3], row[4]) for row in rows}
+
+
+_seen = prepared(
+    select(
+        t.attempt.c.generation,
+        t.attempt.c.attempt,
+        t.attempt.c.account,
+        t.attempt.c.content_hash,
+        t.attempt.c.charge_nano,
+    ).where(any_of(t.attempt.c.generation, "generations")),
+    "generations",
+)
 
 
 async def insert_attempts(
@@ -134,20 +153,30 @@ async def insert_attempts(
         )
         for a in attempts
     ]
-    await _insert_many(connection, t.attempt, rows)
+    await _insert_attempt.many(connection, rows)
+
+
+_insert_attempt = inserting(t.attempt)
 
 
 async def attempt_events(
     connection: AsyncConnection, account_id: str, generation: str
 ) -> list[tuple[int, bytes]]:
     """The attempts of an account's generation, in order: (number, the event's bytes)."""
-    c = t.attempt.c
-    rows = await connection.execute(
-        select(c.attempt, c.event)
-        .where(c.generation == generation, c.account == account_id)
-        .order_by(c.attempt)
-    )
+    rows = await _attempt_events.rows(connection, generation, account_id)
     return [(row[0], row[1]) for row in rows]
+
+
+_attempt_events = prepared(
+    select(t.attempt.c.attempt, t.attempt.c.event)
+    .where(
+        t.attempt.c.generation == bindparam("generation"),
+        t.attempt.c.account == bindparam("account"),
+    )
+    .order_by(t.attempt.c.attempt),
+    "generation",
+    "account",
+)
 
 
 async def charged_events(
@@ -168,18 +197,30 @@ async def charged_events(
 
 async def wallets(connection: AsyncConnection, accounts: Collection[str]) -> dict[str, Wallet]:
     """The accounts' grants that have something left, in the order of draw-down."""
-    found = {name: Wallet(name) for name in accounts}
-    g, a = t.credit_grant.c, t.ledger_account.c
-    rows = await connection.execute(
-        select(g.account, g.id, a.name, a.balance_nano, g.priority, g.expires_at_ms)
-        .join_from(t.credit_grant, t.ledger_account, g.ledger_account == a.id)
-        .where(g.account.in_(list(accounts)), a.balance_nano > 0)
-    )
-    for row in rows:
+    found = {account_id: Wallet(account_id) for account_id in accounts}
+    for row in await _wallets.rows(connection, list(accounts)):
         found[row[0]].grants.append(Grant(*row[1:]))
     for wallet in found.values():
         wallet.sort()
     return found
+
+
+_wallets = prepared(
+    select(
+        t.credit_grant.c.account,
+        t.credit_grant.c.id,
+        t.ledger_account.c.name,
+        t.ledger_account.c.balance_nano,
+        t.credit_grant.c.priority,
+        t.credit_grant.c.expires_at_ms,
+    )
+    .join_from(
+        t.credit_grant, t.ledger_account, t.credit_grant.c.ledger_account == t.ledger_account.c.id
+    )
+    .where(any_of(t.credit_grant.c.account, "accounts"))
+    .where(t.ledger_account.c.balance_nano > literal_column("0")),
+    "accounts",
+)
 
 
 async def overdrawn_nano(connection: AsyncConnection, account_id: str) -> int:
@@ -207,23 +248,25 @@ async def post(
             ledger_id = ids[name]
             entries.append((made.id, line, ledger_id, amount_nano))
             moved[ledger_id] = moved.get(ledger_id, 0) + amount_nano
-    await _insert_many(connection, t.ledger_transaction, headers)
-    await _insert_many(connection, t.entry, entries)
-    await connection.execute(
-        _move_balance, [{"moved_id": key, "moved_nano": moved[key]} for key in sorted(moved)]
-    )
+    await _insert_transaction.many(connection, headers)
+    await _insert_entry.many(connection, entries)
+    await _move_balance.many(connection, [(moved[key], key) for key in sorted(moved)])
 
 
-_move_balance = (
+_insert_transaction = inserting(t.ledger_transaction)
+_insert_entry = inserting(t.entry)
+_move_balance = prepared(
     update(t.ledger_account)
-    .where(t.ledger_account.c.id == bindparam("moved_id"))
-    .values(balance_nano=t.ledger_account.c.balance_nano + bindparam("moved_nano"))
+    .where(t.ledger_account.c.id == bindparam("of"))
+    .values(balance_nano=t.ledger_account.c.balance_nano + bindparam("moved")),
+    "moved",
+    "of",
 )
 
 
 async def ledger_accounts(connection: AsyncConnection, names: Collection[str]) -> dict[str, int]:
     """Name -> id; accounts of the chart are opened when first posted to."""
-    found = await _ledger_accounts(connection, sorted(names))
+    found = await _ids_by_name(connection, names)
     missing = sorted(set(names) - found.keys())
     if missing:
         rows = []
@@ -239,31 +282,42 @@ async def ledger_accounts(connection: AsyncConnection, names: Collection[str]) -
                 }
             )
         await insert_if_absent(connection, t.ledger_account, rows, [t.ledger_account.c.id])
-        found.update(await _ledger_accounts(connection, missing))
+        found.update(await _ids_by_name(connection, missing))
     return found
 
 
-async def _ledger_accounts(connection: AsyncConnection, names: Sequence[str]) -> dict[str, int]:
-    a = t.ledger_account.c
-    rows = await connection.execute(select(a.name, a.id).where(a.name.in_(names)))
-    return {row[0]: row[1] for row in rows}
+async def _ids_by_name(connection: AsyncConnection, names: Collection[str]) -> dict[str, int]:
+    return {row[0]: row[1] for row in await _ledger_accounts.rows(connection, list(names))}
+
+
+_ledger_accounts = prepared(
+    select(t.ledger_account.c.name, t.ledger_account.c.id).where(
+        any_of(t.ledger_account.c.name, "names")
+    ),
+    "names",
+)
 
 
 async def customer_postings(
     connection: AsyncConnection, transaction_ids: Collection[str]
 ) -> dict[str, list[Posting]]:
     """Transaction id -> its postings on customers' ledger accounts: the recorded draw-down."""
-    e, a = t.entry.c, t.ledger_account.c
-    rows = await connection.execute(
-        select(e.transaction_id, a.name, e.amount_nano)
-        .join_from(t.entry, t.ledger_account, e.ledger_account == a.id)
-        .where(e.transaction_id.in_(sorted(transaction_ids)), a.kind == "customer")
-        .order_by(e.transaction_id, e.line)
-    )
     found: dict[str, list[Posting]] = {}
-    for row in rows:
+    for row in await _customer_postings.rows(connection, list(transaction_ids)):
         found.setdefault(row[0], []).append(Posting(row[1], row[2]))
     return found
+
+
+_customer_postings = prepared(
+    select(t.entry.c.transaction_id, t.ledger_account.c.name, t.entry.c.amount_nano)
+    .join_from(t.entry, t.ledger_account, t.entry.c.ledger_account == t.ledger_account.c.id)
+    .where(
+        any_of(t.entry.c.transaction_id, "ids"),
+        t.ledger_account.c.kind == literal_column("'customer'"),
+    )
+    .order_by(t.entry.c.transaction_id, t.entry.c.line),
+    "ids",
+)
 
 
 async def reversed_already(
@@ -293,23 +347,10 @@ async def add_usage(
     connection: AsyncConnection, used: Mapping[tuple[str, str, int], tuple[int, int]]
 ) -> None:
     """Add (account, key hash, day) -> (charge, attempts) to what is counted."""
-    rows = [
-        {
-            "account": account_id,
-            "key_hash": key_hash,
-            "day": day,
-            "charge_nano": used[account_id, key_hash, day][0],
-            "attempts": used[account_id, key_hash, day][1],
-        }
-        for account_id, key_hash, day in sorted(used)
-    ]
-    await upsert(
-        connection,
-        t.usage_day,
-        rows,
-        ("account", "key_hash", "day"),
-        add_excluded(connection, t.usage_day, ("charge_nano", "attempts")),
-    )
+    await _add_usage.many(connection, [(*key, *used[key]) for key in sorted(used)])
+
+
+_add_usage = adding(t.usage_day, ("charge_nano", "attempts"))
 
 
 async def usage(
@@ -324,165 +365,3 @@ async def usage(
         .group_by(c.key_hash)
     )
     return {row[0]: (int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in rows}
-
-
-# Leases
-
-
-async def leases(connection: AsyncConnection, ids: Collection[str]) -> dict[str, Lease]:
-    """The leases with these ids. Lock their accounts first when they are to change."""
-    rows = await connection.execute(_leases.where(t.lease.c.id.in_(sorted(ids))))
-    return {row[0]: Lease(*row) for row in rows}
-
-
-async def ended_leases(connection: AsyncConnection, now_ms: int, limit: int) -> list[Lease]:
-    """Leases that are not reclaimed though closed by their edge or expired, oldest first."""
-    c = t.lease.c
-    rows = await connection.execute(
-        _leases.where((c.state == "closed") | ((c.state == "open") & (c.expires_at_ms < now_ms)))
-        .order_by(c.expires_at_ms)
-        .limit(limit)
-    )
-    return [Lease(*row) for row in rows]
-
-
-_leases = select(
-    t.lease.c.id,
-    t.lease.c.account,
-    t.lease.c.edge,
-    t.lease.c.amount_nano,
-    t.lease.c.spent_nano,
-    t.lease.c.excess_nano,
-    t.lease.c.returned_nano,
-    t.lease.c.attempts,
-    t.lease.c.closed_at_ms,
-    t.lease.c.closed_attempts,
-    t.lease.c.closed_nano,
-    t.lease.c.in_doubt,
-    t.lease.c.state,
-    t.lease.c.expires_at_ms,
-)
-
-
-async def insert_leases(connection: AsyncConnection, rows: Sequence[Lease], now_ms: int) -> None:
-    if rows:
-        await connection.execute(
-            insert(t.lease),
-            [
-                {
-                    "id": made.id,
-                    "account": made.account,
-                    "edge": made.edge,
-                    "state": made.state,
-                    "amount_nano": made.amount_nano,
-                    "spent_nano": 0,
-                    "excess_nano": 0,
-                    "returned_nano": 0,
-                    "attempts": 0,
-                    "granted_at_ms": now_ms,
-                    "expires_at_ms": made.expires_at_ms,
-                    "closed_at_ms": 0,
-                    "closed_attempts": 0,
-                    "closed_nano": 0,
-                    "in_doubt": "",
-                }
-                for made in rows
-            ],
-        )
-
-
-async def save_leases(connection: AsyncConnection, changed: Iterable[Lease]) -> None:
-    """Store leases of locked accounts, in id order."""
-    rows = [
-        (
-            x.state,
-            x.spent_nano,
-            x.excess_nano,
-            x.returned_nano,
-            x.attempts,
-            x.closed_at_ms,
-            x.closed_attempts,
-            x.closed_nano,
-            x.in_doubt,
-            x.id,
-        )
-        for x in sorted(changed, key=lambda lease: lease.id)
-    ]
-    await _execute_many(
-        connection,
-        t.lease,
-        (
-            "state",
-            "spent_nano",
-            "excess_nano",
-            "returned_nano",
-            "attempts",
-            "closed_at_ms",
-            "closed_attempts",
-            "closed_nano",
-            "in_doubt",
-        ),
-        rows,
-    )
-
-
-async def save_report(
-    connection: AsyncConnection, worker: str, boot: str, ids: Collection[str], now_ms: int
-) -> None:
-    row = {
-        "worker": worker,
-        "boot": boot,
-        "reported_at_ms": now_ms,
-        "leases": "\n".join(sorted(ids)),
-    }
-    await upsert(connection, t.worker_report, [row], ["worker"])
-
-
-async def reports(connection: AsyncConnection) -> list[Report]:
-    """The last report of every worker that ever reported."""
-    c = t.worker_report.c
-    rows = await connection.execute(select(c.worker, c.reported_at_ms, c.leases))
-    return [Report(row[0], row[1], frozenset(filter(None, row[2].split("\n")))) for row in rows]
-
-
-# Many rows at once. The statements are compiled once and given tuples: a dictionary per row would
-# cost more than the row's insertion.
-
-
-async def _insert_many(
-    connection: AsyncConnection, table: Table, rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Insert rows whose values stand in the order of the table's columns."""
-    if rows:
-        await connection.exec_driver_sql(_insert_text(table, connection.dialect), list(rows))
-
-
-async def _execute_many(
-    connection: AsyncConnection,
-    table: Table,
-    columns: tuple[str, ...],
-    rows: Sequence[tuple[Any, ...]],
-) -> None:
-    """Set `columns` of the rows whose `id` comes last in each tuple."""
-    if rows:
-        statement = _update_text(table, columns, connection.dialect)
-        await connection.exec_driver_sql(statement, list(rows))
-
-
-@lru_cache
-def _insert_text(table: Table, dialect: Dialect) -> str:
-    return str(insert(table).compile(dialect=dialect, column_keys=[c.name for c in table.columns]))
-
-
-@lru_cache
-def _update_text(table: Table, columns: tuple[str, ...], dialect: Dialect) -> str:
-    statement = (
-        update(table)
-        .where(table.c.id == bindparam("where_id"))
-        .values({name: bindparam(f"set_{name}") for name in columns})
-    )
-    compiled = statement.compile(dialect=dialect)
-    names = [f"set_{name}" for name in columns] + ["where_id"]
-    if list(compiled.positiontup or ()) != names:
-        raise AssertionError(f"parameters of {table.name} in another order: {compiled}")
-    return str(compiled)
