@@ -10,7 +10,7 @@ Failures are one exception, `AttemptFailed`; `refusals.py` decides what each kin
 
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 
@@ -65,10 +65,9 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event of the wire: an SSE event's name (empty: none) and data, or, named `json`, a whole
-    JSON reply or one element of a reply that is a JSON array."""
+class Event(NamedTuple):
+    """One event of the wire: an SSE event's name (empty: none) and data; or, named `json`, a
+    whole JSON reply; or, named `item`, one element of a reply that is a JSON array."""
 
     name: str
     data: bytes

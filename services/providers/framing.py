@@ -92,6 +92,19 @@ class SseDecoder:
         """Return the events that this read completes."""
         if not data:
             return []
+        if (
+            self._started
+            and self._data is None
+            and not self._pending
+            and not self._after_cr
+            and not self._name
+            and data[:6] == b"data: "
+            and data[-2:] == b"\n\n"
+            and len(data) <= self._limit
+            and data.find(b"\n", 6) == len(data) - 2
+            and b"\r" not in data
+        ):
+            return [Event("", data[6:-2])]  # by far the most reads are exactly one such event
         if not self._started:
             data = self._skip_bom(data)
         if self._after_cr:
@@ -244,7 +257,7 @@ class JsonDecoder:
             else:
                 self._depth -= 1
                 if self._depth == 1:
-                    yield Event("json", bytes(buffer[self._start : position]))
+                    yield Event("item", bytes(buffer[self._start : position]))
         # Elements given out are dropped, so that only an unfinished one is kept.
         done = self._start if self._depth > 1 else position
         del buffer[:done]

@@ -1,6 +1,7 @@
 """Decode recorded exchanges through the production path and compare with what they hold."""
 
 import importlib
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +93,8 @@ def failed_answer(record: Record) -> str:
 
 def differences(record: Record, answer: Answer) -> dict[str, str]:
     """Return what of `decoded, text, tool_calls, finish_reason, usage` is not as recorded."""
+    if (record.get("body_text") or record.get("body")) and not _is_answer(record):
+        return dict.fromkeys(_ASPECTS, "not an answer of this dialect")
     want = expected(record)
     if want.failure == "empty":
         # An answer without content, finish reason or error: a typed failure is its right reading.
@@ -101,8 +104,6 @@ def differences(record: Record, answer: Answer) -> dict[str, str]:
     if answer.failure is not None:
         why = f"{answer.failure.reason}: {answer.failure.message} {answer.failure.detail}"
         return dict.fromkeys(_ASPECTS, why)
-    if record.get("body") is not None and not _is_answer(record["body"]):
-        return dict.fromkeys(_ASPECTS, "not an answer of this dialect")
     made = _usage_differences(want, answer)
     if answer.text != want.text:
         made["text"] = f"{want.text[:80]!r} became {answer.text[:80]!r}"
@@ -123,7 +124,10 @@ def differences(record: Record, answer: Answer) -> dict[str, str]:
 _ASPECTS = ("decoded", "text", "tool_calls", "finish_reason", "usage")
 
 
-def _is_answer(body: Any) -> bool:
+def _is_answer(record: Record) -> bool:
+    body = record.get("body")
+    if body is None:
+        return bool(re.search(r"^data:", record.get("body_text") or "", re.MULTILINE))
     documents: Sequence[Any] = body if isinstance(body, list) else [body]
     keys = {"choices", "content", "candidates", "usageMetadata"}
     return any(isinstance(document, dict) and keys & document.keys() for document in documents)

@@ -60,7 +60,7 @@ FINISH = {
     "MODEL_ARMOR": "content_filter",
     "IMAGE_SAFETY": "content_filter",
 }
-GEMINI_ERRORS = {"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL"}
+GEMINI_ERRORS = {"MALFORMED_FUNCTION_CALL"}
 
 
 def expected(record: Record) -> Expected:
@@ -142,7 +142,9 @@ def _openai_usage(usage: dict[str, Any]) -> dict[str, int]:
         if cached is None:
             cached = usage.get(key)
     made = {"prompt": prompt, "cache_read": cached or 0}
-    made["cache_write"] = of_prompt.get("cache_write_tokens") or 0
+    # One answer counts the same tokens as read and written: each is in one unit only.
+    written = of_prompt.get("cache_write_tokens") or 0
+    made["cache_write"] = min(written, prompt - made["cache_read"])
     # Whatever the total holds beyond prompt and completion was written by the model too.
     made["output"] = output + max(0, usage.get("total_tokens", 0) - prompt - output)
     if made["output"] == output:
@@ -231,6 +233,6 @@ def _gemini(documents: list[Any]) -> Expected:
         made.failure = "error"
     elif word is None and not content:
         made.failure = "empty"
-    if made.tool_calls and word == "STOP":
+    if made.tool_calls and word in ("STOP", "UNEXPECTED_TOOL_CALL"):
         word = "tool_calls"
     return _finished(made, word)

@@ -83,6 +83,7 @@ class _Answer:
     def __init__(self) -> None:
         self.done = False
         self._first = True
+        self._began = False
         self._finished = False
         self._blocks: dict[int, _Block] = {}
         self._tool_calls = 0
@@ -98,6 +99,7 @@ class _Answer:
             raise refusals.malformed("not JSON", event.data) from None
         if type(document) is not dict:
             raise refusals.malformed("not an object", event.data)
+        self._began = True
         kind = document.get("type") or event.name
         if kind == "content_block_delta":
             block = self._blocks.get(document.get("index", 0))
@@ -124,9 +126,11 @@ class _Answer:
 
     def end(self) -> None:
         """Judge how the answer ended."""
-        if not (self.done or self._finished):
+        if self._finished:
+            return
+        if self._began and not self.done:
             raise refusals.cut()
-        if not (self._finished or self._details or self._tool_calls or not self._first):
+        if self._first:  # no content came
             raise refusals.empty()
 
     def _begin(self, message: dict[str, Any]) -> Chunk:

@@ -88,6 +88,8 @@ def _refused(
     )
 
 
+# A call of a tool that was not offered is passed on like any other: the client judges it.
+_CALLED = frozenset({"UNEXPECTED_TOOL_CALL"})
 _ANSWER_KEYS = frozenset(
     {"candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"}
 )
@@ -105,6 +107,7 @@ class _Answer:
         self._usage: Usage | None = None
         self._bad_usage = False
         self._blocked = ""
+        self._whole = False
         self._id = self._model = self._service_tier = ""
         self._searches = 0
         self._cited: set[str] = set()
@@ -119,6 +122,7 @@ class _Answer:
             raise refusals.malformed("not an object", event.data)
         if document.get("error") or event.name == "error":
             raise _refused(document)
+        self._whole = event.name == "json"
         candidates = document.get("candidates")
         feedback = document.get("promptFeedback")
         reported = document.get("usageMetadata")
@@ -143,6 +147,8 @@ class _Answer:
 
     def end(self) -> Chunk:
         """Judge how the answer ended and return its finish."""
+        if not self._finish and self._whole and self._content:
+            self._finish = dict.fromkeys(self._roles, "")  # it is all there, the word is not
         if not self._finish:
             if self._blocked and not self._content:
                 raise refusals.refused(
@@ -157,7 +163,7 @@ class _Answer:
         choices: list[dict[str, Any]] = []
         for index, native in sorted(self._finish.items()):
             reason = finish_reason(native, has_tool_calls=index in self._tool_calls)
-            if reason == "stop" and index in self._tool_calls:
+            if index in self._tool_calls and (reason == "stop" or native in _CALLED):
                 reason = "tool_calls"
             if reason == "error":
                 raise refusals.refused(502, code=native, upstream_status=200)

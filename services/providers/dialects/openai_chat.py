@@ -108,6 +108,7 @@ class _Answer:
         self._finished: set[int] = set()
         self._calls: dict[int, _ToolCalls] = {}
         self._content = False
+        self._began = False
 
     def read(self, event: Event) -> Chunk | None:
         """Return what one event adds, or None where it adds nothing."""
@@ -117,16 +118,17 @@ class _Answer:
             raise refusals.malformed("not JSON", event.data) from None
         if type(document) is not dict:
             raise refusals.malformed("not an object", event.data)
+        self._began = True
         listed = document.get("choices")
         if document.get("error") or event.name == "error" or document.get("object") == "error":
             raise _refused(document)
         if type(listed) is not list:
             return self._without_choices(event, document)
 
-        choices = []
+        choices: list[dict[str, Any]] = []
         finish = native = ""
         for choice in listed:
-            made = self._choice(choice)
+            made = self._plain(choice) or self._choice(choice)
             if made is None:
                 continue
             choices.append(made)
@@ -152,11 +154,26 @@ class _Answer:
             bool(refused),
         )
 
+    def _plain(self, choice: Any) -> dict[str, Any] | None:
+        """Return a choice that only adds text, which most do: the same as `_choice`, sooner."""
+        if type(choice) is not dict or 0 not in self._roles:
+            return None
+        delta = choice.get("delta")
+        if type(delta) is not dict or len(delta) != 1:
+            return None
+        text = delta.get("content")
+        if type(text) is not str or not text or choice.get("finish_reason"):
+            return None
+        if choice.get("index") != 0 or choice.get("logprobs") or choice.get("error"):
+            return None
+        self._content = True
+        return {"index": 0, "delta": delta, "finish_reason": None}
+
     def end(self) -> Chunk | None:
         """Judge how the answer ended; return a finish that it left out."""
         if self._finished:
             return None
-        if not self.done:
+        if not self.done and self._began:
             raise refusals.cut()
         if not self._content:
             raise refusals.empty()
