@@ -52,7 +52,7 @@ bench: $(VENV)/.test ## Measure requests, CPU and added latency beside the bare 
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 recordings: $(VENV)/.test ## Decode the recorded exchanges (RECORDINGS=DIR, JSON=FILE)
-	@$(BIN)/python -m tests.recordings $(if $(RECORDINGS),--recordings "$(RECORDINGS)") $(if $(JSON),--json "$(JSON)") $(ARGS)
+	@$(if $(RECORDINGS),RECORDINGS="$(RECORDINGS)") $(if $(JSON),JSON="$(JSON)") $(BIN)/python -m tests.recordings
 
 clean: ## Remove the environment and the caches; var/ stays
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -63,7 +63,7 @@ def run(name: str) -> bool:
         good, output = False, f"took longer than {TIMEOUT_S} s"
     taken_s = time.monotonic() - started
     print(f"{'ok  ' if good else 'FAIL'} {name:<11} {promise} ({taken_s:.0f} s)", flush=True)
-    if not good:
+    if not good or output.startswith("note:"):
         print("     " + output.strip().replace("\n", "\n     "), flush=True)
     return good
 
