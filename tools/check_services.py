@@ -36,12 +36,12 @@ def environment(group: str) -> Path:
     """Return the interpreter of an environment that holds the group's lock and nothing else."""
     lock = ROOT / "requirements" / f"{group}.txt"
     named = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:16]
-    folder = CACHE / f"{group}-{named}"
+    folder = CACHE / named  # groups that ask for the same share one
     python = folder / "bin" / "python"
     if (folder / "complete").exists():
         return python
-    for old in CACHE.glob(f"{group}-*"):
-        shutil.rmtree(old)
+    if folder.exists():
+        shutil.rmtree(folder)  # an installation that was cut off
     venv.create(folder, with_pip=False, symlinks=True)
     # Another interpreter's pip saves installing pip into each environment.
     subprocess.run(
@@ -82,8 +82,16 @@ def imports(group: str) -> str:
     return "" if done.returncode == 0 else done.stdout
 
 
+def prune() -> None:
+    """Remove the environments of locks that are no more."""
+    kept = {environment(group).parent.parent for group in GROUPS}
+    for folder in set(CACHE.iterdir()) - kept:
+        shutil.rmtree(folder)
+
+
 def main() -> int:
     CACHE.mkdir(parents=True, exist_ok=True)
+    prune()
     bad = 0
     for group in GROUPS:
         if fault := imports(group):
