@@ -148,6 +148,11 @@ class Exchange:
     def cancelled(self) -> bool:
         return self._cancelled
 
+    @property
+    def unread_bytes(self) -> int:
+        """What has arrived and was not taken, as windows count it."""
+        return self._outstanding - self._taken
+
     def receive(self, frame: ResponseFrame) -> None:
         """Take a frame from the link. Raises GrammarError."""
         kind = frame.WhichOneof("kind")

@@ -36,7 +36,11 @@ class GrammarError(Exception):
 
 def pack(frame: Message) -> bytes:
     """Return the frame as a message of one; ValueError if it is too large for any message."""
-    body = frame.SerializeToString()
+    return wrap(frame.SerializeToString())
+
+
+def wrap(body: bytes) -> bytes:
+    """Return a serialised frame as a message of one, as `pack` does."""
     size = len(body)
     if size < 1 << 7:
         return bytes((_TAG, size)) + body

@@ -1,0 +1,13 @@
+"""Wait for something to become true, with a bound."""
+
+import asyncio
+from collections.abc import Callable
+
+BOUND_S = 20.0
+
+
+async def eventually(holds: Callable[[], object], bound_s: float = BOUND_S) -> None:
+    """Return as soon as `holds()` is true. TimeoutError when it does not come true in time."""
+    async with asyncio.timeout(bound_s):
+        while not holds():  # noqa: ASYNC110  there is nobody who could set an event
+            await asyncio.sleep(0.002)
