@@ -40,10 +40,15 @@ async def chunks(
     There is no end mark: the finish reason is given out when the body ends.
     """
     answer = _Answer()
-    async for event in events:
-        chunk = answer.read(event)
-        if chunk is not None:
-            yield chunk
+    try:
+        async for event in events:
+            chunk = answer.read(event)
+            if chunk is not None:
+                yield chunk
+    except AttemptFailed as failed:
+        if failed.reason != "cut" or not answer.finished:
+            raise
+        # The connection broke after the finish reason: nothing is missing but the end of the body.
     yield answer.end()
 
 
@@ -111,6 +116,10 @@ class _Answer:
         self._id = self._model = self._service_tier = ""
         self._searches = 0
         self._cited: set[str] = set()
+
+    @property
+    def finished(self) -> bool:
+        return bool(self._finish)
 
     def read(self, event: Event) -> Chunk | None:
         """Return what one event adds, or None where it adds nothing."""

@@ -177,7 +177,8 @@ class _Answer:
             raise refusals.cut()
         if not self._content:
             raise refusals.empty()
-        return Chunk([_finish(index, self._says_tools(index)) for index in sorted(self._roles)])
+        choices = [_finish(index, index in self._calls) for index in sorted(self._roles)]
+        return Chunk(choices, finish_reason=choices[0]["finish_reason"])
 
     def _without_choices(self, event: Event, document: dict[str, Any]) -> Chunk | None:
         if event.name == "json":
@@ -295,9 +296,6 @@ class _Answer:
             out["reasoning"] = out.get("reasoning", "") + "".join(thoughts)
             self._content = True
 
-    def _says_tools(self, index: int) -> str:
-        return "tool_calls" if index in self._calls else "stop"
-
 
 _NOTHING: Mapping[str, Any] = {}
 _TOOL_KEYS = frozenset({"tool_calls", "tool_call"})
@@ -310,11 +308,11 @@ def _is_audio(value: Any) -> bool:
     return type(value) is dict and any(value.get(key) for key in ("data", "transcript", "id"))
 
 
-def _finish(index: int, reason: str) -> dict[str, Any]:
+def _finish(index: int, has_tool_calls: bool) -> dict[str, Any]:
     return {
         "index": index,
         "delta": {},
-        "finish_reason": reason,
+        "finish_reason": "tool_calls" if has_tool_calls else "stop",
         "native_finish_reason": "",
     }
 
