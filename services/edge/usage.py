@@ -1,0 +1,95 @@
+"""Usage and cost as clients read them: counts rebuilt from disjoint units, USD from integers."""
+
+from collections.abc import Iterable, Mapping
+
+import orjson
+
+from bourse.rating import COMPLETION_UNITS, PICO_PER_NANO, PROMPT_UNITS, round_half_even
+from bourse.v1.events_pb2 import CostLine, PriceVersion, Unit, UnitCount
+
+NANO_DIGITS = 9
+_NANO_PER_USD = 10**NANO_DIGITS
+
+CACHE_READ = (Unit.UNIT_CACHE_READ, Unit.UNIT_CACHE_READ_AUDIO)
+CACHE_WRITE = (Unit.UNIT_CACHE_WRITE, Unit.UNIT_CACHE_WRITE_1H)
+PROMPT_AUDIO = (Unit.UNIT_PROMPT_AUDIO, Unit.UNIT_CACHE_READ_AUDIO)
+
+
+def usd(nano: int) -> str:
+    """Print nano-USD as USD with at most nine decimals, never through a float."""
+    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    whole, part = divmod(nano, _NANO_PER_USD)
+    if not part:
+        return f"{sign}{whole}"
+    return f"{sign}{whole}.{part:0{NANO_DIGITS}d}".rstrip("0")
+
+
+def usd_number(nano: int) -> orjson.Fragment:
+    """The same as a JSON number."""
+    return orjson.Fragment(usd(nano))
+
+
+def prompt_nano(lines: Iterable[CostLine], price: PriceVersion, list_nano: int) -> int:
+    """Return the prompt's part of a rated list price; the completion's is the rest."""
+    pico = sum(line.cost_pico for line in lines if line.unit in PROMPT_UNITS)
+    numerator, denominator = 1, 1
+    if price.discount_denominator:
+        numerator, denominator = price.discount_numerator, price.discount_denominator
+    return min(round_half_even(pico * numerator, denominator * PICO_PER_NANO), list_nano)
+
+
+def counts(usage: Iterable[UnitCount]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for item in usage:
+        found[item.unit] = found.get(item.unit, 0) + item.count
+    return found
+
+
+def of(found: Mapping[int, int], units: Iterable[int]) -> int:
+    return sum(found.get(unit, 0) for unit in units)
+
+
+def usage_json(
+    usage: Iterable[UnitCount],
+    lines: Iterable[CostLine],
+    price: PriceVersion,
+    list_nano: int,
+    charge_nano: int,
+) -> bytes:
+    """Return the `usage` object of a reply as JSON."""
+    found = counts(usage)
+    prompt = completion = 0
+    for unit, count in found.items():
+        if unit in PROMPT_UNITS:
+            prompt += count
+        elif unit in COMPLETION_UNITS:
+            completion += count
+    prompt_cost = prompt_nano(lines, price, list_nano)
+    get = found.get
+    return orjson.dumps(
+        {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "cost": usd_number(charge_nano),
+            "is_byok": False,
+            "cost_details": {
+                "upstream_inference_cost": None,
+                "upstream_inference_prompt_cost": usd_number(prompt_cost),
+                "upstream_inference_completions_cost": usd_number(list_nano - prompt_cost),
+            },
+            "prompt_tokens_details": {
+                "cached_tokens": of(found, CACHE_READ),
+                "cache_write_tokens": of(found, CACHE_WRITE),
+                "audio_tokens": of(found, PROMPT_AUDIO),
+                "video_tokens": get(Unit.UNIT_PROMPT_VIDEO, 0),
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": get(Unit.UNIT_REASONING, 0),
+                "audio_tokens": get(Unit.UNIT_COMPLETION_AUDIO, 0),
+                "image_tokens": get(Unit.UNIT_COMPLETION_IMAGE, 0),
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
+        }
+    )
