@@ -63,13 +63,13 @@ def endpoints(
 
 def board(
     context: typer.Context,
-    days: Annotated[int, typer.Option(help="The window: 1, 7 or 30 days.")] = 7,
-    limit: Annotated[int, typer.Option(help="How many rows.")] = 20,
+    days: Annotated[int, typer.Option(help="The window: 1, 7 or 30 days.")] = 1,
+    limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=50)] = 20,
     json: show.Json = False,
 ) -> None:
     """Show the most used models, counted from use."""
     client: Client = context.obj
-    answer = client.ask("GET", "/boards/most_used", query={"days": days, "limit": limit})
+    answer = client.ask("GET", "/boards/most-used", query={"days": days, "limit": limit})
     if json:
         return show.as_json(answer)
     rows = (

@@ -29,27 +29,23 @@ def list_keys(
     rows = (
         (
             key.get("name"), key.get("label"), show.usd(key.get("usage")),
-            show.usd(key.get("limit")), "yes" if key.get("disabled") else "no", key.get("hash"),
+            "yes" if key.get("disabled") else "no", key.get("expires_at"), key.get("hash"),
         )
         for key in answer["data"]
     )  # fmt: skip
-    show.table(("name", "key", "used, USD", "limit, USD", "disabled", "hash"), rows)
+    show.table(("name", "key", "used, USD", "disabled", "expires", "hash"), rows)
 
 
 @app.command("create")
 def create_key(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the key is for.")],
-    limit: Annotated[float | None, typer.Option(help="USD it may spend.")] = None,
-    limit_reset: Annotated[
-        str | None, typer.Option(help="When the limit starts anew: daily, weekly or monthly.")
-    ] = None,
     expires_at: Annotated[str | None, typer.Option(help="A UTC time, ISO 8601.")] = None,
     json: show.Json = False,
 ) -> None:
     """Create a key and show it, this once."""
     client: Client = context.obj
-    body = {"name": name, "limit": limit, "limit_reset": limit_reset, "expires_at": expires_at}
+    body = {"name": name, "expires_at": expires_at}
     answer = client.ask(
         "POST",
         "/keys",

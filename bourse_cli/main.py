@@ -2,6 +2,7 @@
 
 import os
 import sys
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -38,14 +39,14 @@ def connect(
 
 @app.command("credits")
 def credits_left(context: typer.Context, json: show.Json = False) -> None:
-    """Show what the account bought, used and has left, in USD."""
+    """Show what the account was given, has used and has left, in USD."""
     client: Client = context.obj
     answer = client.ask("GET", "/credits", needs="management key")
     if json:
         return show.as_json(answer)
-    bought, used = answer["data"]["total_credits"], answer["data"]["total_usage"]
-    left = show.usd(bought - used)
-    show.facts({"bought": show.usd(bought), "used": show.usd(used), "left": left})
+    given = Decimal(str(answer["data"]["total_credits"]))
+    used = Decimal(str(answer["data"]["total_usage"]))
+    show.facts({"given": show.usd(given), "used": show.usd(used), "left": show.usd(given - used)})
 
 
 def main() -> None:

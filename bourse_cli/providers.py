@@ -27,13 +27,23 @@ def _sent(client: Client, method: str, path: str, body: dict[str, Any], json: bo
 
 @app.command("list")
 def list_providers(context: typer.Context, json: show.Json = False) -> None:
-    """List the providers of this exchange."""
+    """List the providers that serve a model on this exchange."""
     client: Client = context.obj
     answer = client.ask("GET", "/providers")
     if json:
         return show.as_json(answer)
     rows = ((one.get("slug"), one.get("name"), one.get("headquarters")) for one in answer["data"])
     show.table(("slug", "name", "headquarters"), rows)
+
+
+@app.command("show")
+def show_provider(context: typer.Context, slug: Slug, json: show.Json = False) -> None:
+    """Show a provider of one's own."""
+    client: Client = context.obj
+    answer = client.ask("GET", f"/providers/{slug}", needs=NEEDS)
+    if json:
+        return show.as_json(answer)
+    show.facts(answer["data"])
 
 
 @app.command("create")
@@ -105,7 +115,7 @@ def put_model(
     """Put one model on offer; an endpoint is listed once it has a credential and a price."""
     pricing = {"prompt": prompt, "completion": completion}
     body = {
-        "id": model, "name": name or model, "upstream_model_id": upstream or model,
+        "name": name or model, "upstream_model_id": upstream or model,
         "context_length": context_length, "max_output_length": max_output_length,
         "pricing": {key: value for key, value in pricing.items() if value} or None,
         **(_document(document) if document else {}),

@@ -115,17 +115,16 @@ def bourse(
 
 def test_a_created_key_is_shown_with_the_warning_beside_it(bourse: Bourse, stub: Stub) -> None:
     stub.answer("POST", "/api/v1/keys", {"data": {"hash": "abc"}, "key": "sk-bourse-1"}, 201)
-    told = bourse("keys", "create", "laptop", "--limit", "2.5")
+    told = bourse("keys", "create", "laptop", "--expires-at", "2030-01-01T00:00:00Z")
     assert told.status == 0
     assert "sk-bourse-1" in told.out
     assert "not shown again" in told.err
-    assert stub.asked == [
-        Asked("POST", "/api/v1/keys", "mk-test", {"name": "laptop", "limit": 2.5})
-    ]
+    body = {"name": "laptop", "expires_at": "2030-01-01T00:00:00Z"}
+    assert stub.asked == [Asked("POST", "/api/v1/keys", "mk-test", body)]
 
 
 def test_keys_are_listed_and_deleted_with_the_management_key(bourse: Bourse, stub: Stub) -> None:
-    key = {"name": "laptop", "label": "sk-…1", "hash": "abc", "usage": 0.25, "limit": None}
+    key = {"name": "laptop", "label": "sk-…1", "hash": "abc", "usage": 0.25}
     stub.answer("GET", "/api/v1/keys", {"data": [key]})
     stub.answer("DELETE", "/api/v1/keys/abc", {"deleted": True})
     listed = bourse("keys", "list")
