@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-BAD = -1
-"""A count that cannot be true."""
-
 _MOST = 1_000_000_000  # tokens in one generation; more is a broken upstream
 
 
+class Untrue(ValueError):
+    """An upstream reported a count that cannot be true: negative, absurd, or no whole number."""
+
+
 def count(fields: Mapping[str, Any], *keys: str) -> int | None:
-    """Return the first of these counts that is there, None if none is, BAD if it cannot be true."""
+    """Return the first of these counts that is there, None if none is. Raise Untrue."""
     for key in keys:
         value = fields.get(key)
         if value is None:
@@ -18,7 +19,7 @@ def count(fields: Mapping[str, Any], *keys: str) -> int | None:
         if type(value) is float and value.is_integer():
             value = int(value)
         if type(value) is not int or not 0 <= value <= _MOST:
-            return BAD
+            raise Untrue(f"{key} = {value!r}")
         return value
     return None
 

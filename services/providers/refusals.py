@@ -121,7 +121,8 @@ def refused(
 
 
 _CONTEXT = re.compile(
-    r"context[ _-]?(length|window|size)|maximum context|too many (input )?tokens|prompt is too long"
+    r"context[ _-]?(length|window|size|limit)|maximum context|too many (input )?tokens"
+    r"|prompt is too long"
     r"|(input|prompt|request|messages?)[a-z ]*(too long|too large|exceed[a-z]*[a-z ]*tokens?)"
     r"|input token count|exceeds? the (maximum|max)[a-z ]*tokens? allowed|max_prompt_tokens"
     r"|reduce the length|string_above_max_length|request_too_large"
@@ -183,8 +184,6 @@ def _by_words(status: int, words: str) -> dict[str, Any] | None:
     if status not in (400, 403, 413, 422):
         return None
     if status != 403:
-        if _MAX_TOKENS.search(words):
-            return _input(400, "max_tokens_exceeded", "max_tokens is more than this model writes.")
         if _CONTEXT.search(words):
             return _input(
                 400,
@@ -192,6 +191,8 @@ def _by_words(status: int, words: str) -> dict[str, Any] | None:
                 "The request is longer than this model's context.",
                 another_may_help=True,
             )
+        if _MAX_TOKENS.search(words):
+            return _input(400, "max_tokens_exceeded", "max_tokens is more than this model writes.")
     if _POLICY.search(words):
         return {
             "status": 403 if status == 403 else 400,

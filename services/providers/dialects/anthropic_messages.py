@@ -161,8 +161,10 @@ class _Answer:
         if type(usage) is dict:
             self._usage.update({key: value for key, value in usage.items() if value is not None})
             self._service_tier = usage.get("service_tier") or self._service_tier
-            chunk.usage = usage_of(self._usage)
-            chunk.usage_refused = chunk.usage is None
+            try:
+                chunk.usage = usage_of(self._usage)
+            except counts.Untrue:
+                chunk.usage_refused = True
         chunk.upstream_id = self._id
         chunk.model = self._model
         chunk.service_tier = self._service_tier
@@ -316,7 +318,7 @@ def _citation(citation: Any) -> dict[str, Any]:
 
 
 def usage_of(reported: Mapping[str, Any]) -> Usage | None:
-    """Return disjoint counts of a `usage` object, or None where it cannot be true.
+    """Return disjoint counts of a `usage` object, None where it has none. Raise counts.Untrue.
 
     The input excludes what was read from and written to a cache. Thinking is within the output.
     """
@@ -332,8 +334,6 @@ def usage_of(reported: Mapping[str, Any]) -> Usage | None:
     thinking = counts.count(of_output if type(of_output) is dict else {}, "thinking_tokens")
     tools = reported.get("server_tool_use")
     searches = counts.count(tools if type(tools) is dict else {}, "web_search_requests")
-    if counts.BAD in (prompt, completion, read, written, hour, short, thinking, searches):
-        return None
     if prompt is None and completion is None:
         return None
     made: dict[int, int] = {}

@@ -75,7 +75,8 @@ def _refused(
     kind = str(fields.get("status") or "")
     code = ""
     headers = dict(headers or {})
-    for detail in fields.get("details") or ():
+    details = fields.get("details")
+    for detail in details if isinstance(details, list) else ():
         if not isinstance(detail, dict):
             continue
         code = str(detail.get("reason") or code)
@@ -148,8 +149,10 @@ class _Answer:
                 choices.append(made)
         if type(reported) is dict:
             self._service_tier = reported.get("serviceTier") or self._service_tier
-            self._usage = usage_of(reported, self._searches)
-            self._bad_usage = self._usage is None
+            try:
+                self._usage, self._bad_usage = usage_of(reported, self._searches), False
+            except counts.Untrue:
+                self._usage, self._bad_usage = None, True
         if not choices and reported is None:
             return None
         return self._chunk(choices)
@@ -321,7 +324,7 @@ def _logprob(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def usage_of(reported: Mapping[str, Any], searches: int = 0) -> Usage | None:
-    """Return disjoint counts of `usageMetadata`, or None where it cannot be true.
+    """Return disjoint counts of `usageMetadata`, None where it has none. Raise counts.Untrue.
 
     The prompt includes what was read from a cache. Thoughts and the prompts of the model's own
     tools are outside of prompt and candidates.
@@ -336,10 +339,6 @@ def usage_of(reported: Mapping[str, Any], searches: int = 0) -> Usage | None:
     of_output = _modalities(
         reported.get("candidatesTokensDetails") or reported.get("responseTokensDetails")
     )
-    if counts.BAD in (prompt, completion, cached, thoughts, tool_prompt):
-        return None
-    if any(counts.BAD in of.values() for of in (of_prompt, of_cache, of_output)):
-        return None
     if prompt is None and completion is None and thoughts is None:
         return None
     made: dict[int, int] = {}
@@ -389,6 +388,5 @@ def _modalities(details: Any) -> dict[str, int]:
     for detail in details if type(details) is list else ():
         if type(detail) is dict:
             name = str(detail.get("modality") or "")
-            amount = counts.count(detail, "tokenCount") or 0
-            made[name] = amount if amount == counts.BAD else made.get(name, 0) + amount
+            made[name] = made.get(name, 0) + (counts.count(detail, "tokenCount") or 0)
     return made

@@ -135,11 +135,8 @@ class _Answer:
             if made["finish_reason"] is not None:
                 finish = made["finish_reason"]
                 native = made["native_finish_reason"]
-        usage = refused = None
         reported = document.get("usage") or (document.get("x_groq") or _NOTHING).get("usage")
-        if reported:
-            usage = usage_of(reported, self._preset)
-            refused = usage is None
+        usage, refused = self._usage(reported) if reported else (None, False)
         if not choices and not reported:
             return None
         return Chunk(
@@ -151,8 +148,14 @@ class _Answer:
             document.get("model") or "",
             document.get("service_tier") or "",
             document.get("system_fingerprint") or "",
-            bool(refused),
+            refused,
         )
+
+    def _usage(self, reported: Any) -> tuple[Usage | None, bool]:
+        try:
+            return usage_of(reported, self._preset), False
+        except counts.Untrue:
+            return None, True
 
     def _plain(self, choice: Any) -> dict[str, Any] | None:
         """Return a choice that only adds text, which most do: the same as `_choice`, sooner."""
@@ -186,8 +189,8 @@ class _Answer:
                 raise _refused(document)
             raise refusals.malformed("no choices", event.data)
         if document.get("usage"):
-            usage = usage_of(document["usage"], self._preset)
-            return Chunk([], usage, usage_refused=usage is None)
+            usage, refused = self._usage(document["usage"])
+            return Chunk([], usage, usage_refused=refused)
         return None  # a ping, a progress report
 
     def _choice(self, choice: Any) -> dict[str, Any] | None:
@@ -379,7 +382,7 @@ def _call(index: int, fragment: dict[str, Any]) -> dict[str, Any]:
 
 
 def usage_of(reported: Any, preset: Preset) -> Usage | None:
-    """Return disjoint counts of a `usage` object, or None where it cannot be true.
+    """Return disjoint counts of a `usage` object, None where it has none. Raise counts.Untrue.
 
     The prompt includes what was read from and written to a cache, and media. The completion
     includes reasoning, unless the total (or, where there is none, the preset) says otherwise.
@@ -410,9 +413,6 @@ def usage_of(reported: Any, preset: Preset) -> Usage | None:
     )
     if searches is None:
         searches = counts.count(reported, "num_search_queries")
-    known = (prompt, completion, total, cached, written, audio, image, video)
-    if counts.BAD in known or counts.BAD in (reasoning, audio_out, image_out, searches):
-        return None
     if prompt is None and completion is None:
         return None
 
