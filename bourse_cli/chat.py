@@ -47,7 +47,7 @@ def chat(
 
 def generation(
     context: typer.Context,
-    id: Annotated[str, typer.Argument(help="The id of an answer.")],  # noqa: A002
+    id: Annotated[str, typer.Argument(help="The id of an answer.")],
     json: show.Json = False,
 ) -> None:
     """Show what became of a request: attempts, usage, cost and its lines."""

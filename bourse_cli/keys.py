@@ -61,7 +61,7 @@ def create_key(
 @app.command("delete")
 def delete_key(
     context: typer.Context,
-    hash: Annotated[str, typer.Argument(help="The hash that `bourse keys list` shows.")],  # noqa: A002
+    hash: Annotated[str, typer.Argument(help="The hash that `bourse keys list` shows.")],
     json: show.Json = False,
 ) -> None:
     """Delete a key; it stops working within a second."""
