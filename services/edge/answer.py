@@ -3,7 +3,7 @@
 serves(attempt)   an attempt's first content is here: its model and provider are shown
 chunk(choices)    content, as the worker sent it
 finish(finished)  the proper end, with usage
-fail(error, …)    every other end once an attempt was made; before a status is sent, a plain error
+fail(error, …)    every other end; before a status is sent it is a plain error
 """
 
 from typing import Any

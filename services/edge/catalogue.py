@@ -45,7 +45,7 @@ def routes(catalogue: Listings, public_url: str) -> APIRouter:
         offset: Annotated[int | None, Query(ge=0)] = None,
         limit: Annotated[int | None, Query(ge=1, le=PAGE_MAX)] = None,
     ) -> Json:
-        """Every model somebody serves now, at its lowest price in force. Prices are USD per unit."""
+        """Every model somebody serves now, at its lowest price in force, in USD per unit."""
         found = shown(q, supported_parameters, input_modalities, output_modalities)
         _sort(found, sort)
         total = len(found)

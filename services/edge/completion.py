@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from bourse.multiplex import Broken, Exchange, WorkerLink
@@ -44,7 +44,7 @@ class Workers(Protocol):
 class Bounds:
     """The numbers of settings.py that the request path keeps."""
 
-    timing: Timing = Timing()
+    timing: Timing = field(default_factory=Timing)
     first_token_deadline_s: float = 120.0
     answer_deadline_s: float = 660.0
     attempts_per_model: int = 5
@@ -202,7 +202,8 @@ class _Run:
                 elif kind == "started":
                     self._started(attempt, frame.started, began_at)
                 elif kind == "finished":
-                    return await self._finished(frame.finished)
+                    await self._finished(frame.finished)
+                    return None
                 elif kind == "failed":
                     self.waited_ms += (time.monotonic() - began_at) * 1_000
                     return self._failed(attempt, frame.failed)

@@ -71,7 +71,7 @@ class ApiError(Exception):
         self.availability = availability
         self.retry_after_s = retry_after_s or (1 if status in RETRIED_STATUSES else 0)
         self.extra = dict(extra or {})
-        """Beside `error` in the body: the partial answer of a plain reply that ran out of credit."""
+        """Beside `error` in the body: the partial answer of a reply that ran out of credit."""
 
     def error(self) -> dict[str, Any]:
         """Return the `error` object."""

@@ -1,4 +1,4 @@
-"""Checks of the known fields of a chat request: the right type and range, or a 400 naming the field.
+"""Checks of the known fields of a chat request: type and range, or a 400 naming the field.
 
 Every check takes the field's path and its value, which is not null. Unknown fields are not looked
 at: there is no version pin, and fields are only added.

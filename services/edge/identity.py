@@ -64,9 +64,9 @@ class Identity:
     def apply(self, key: Key) -> None:
         """Take a key's state, unless a newer one is known."""
         known = self._keys.get(key.hash)
-        if known is None or known.version < key.version:
-            if self._gone.get(key.hash, 0) < key.version:
-                self._keys[key.hash] = key
+        version = self._gone.get(key.hash, 0) if known is None else known.version
+        if version < key.version:
+            self._keys[key.hash] = key
 
     def remove(self, key_hash: str) -> None:
         """Forget a deleted key for good; the highest version stays known."""

@@ -1,4 +1,4 @@
-"""The bare ASGI function of the inference route: who asks, what for, and how errors are answered."""
+"""The bare ASGI function of the inference route: who asks, for what, how errors are answered."""
 
 import asyncio
 import logging

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from bourse.database import Database
@@ -18,6 +18,7 @@ from services.edge.keys import Key
 from services.edge.records import iso, limits
 
 PAGE = 100
+Hash = Annotated[str, Path(alias="hash")]
 
 
 class BillingClient(Protocol):
@@ -101,34 +102,40 @@ def routes(
         return Json({"data": shown(key, UsageWindow()), "key": secret}, status_code=201)
 
     @router.get("/{hash}", summary="Get a key")
-    async def get_key(request: Request, hash: str, authorization: Authorization = None) -> Json:
+    async def get_key(
+        request: Request, key_hash: Hash, authorization: Authorization = None
+    ) -> Json:
         caller = identity.management(raw_headers(request))
-        key = await _find(database, caller.account, hash)
-        return Json({"data": shown(key, (await used(caller.account, [hash])).by_key[hash])})
+        key = await _find(database, caller.account, key_hash)
+        return Json({"data": shown(key, (await used(caller.account, [key_hash])).by_key[key_hash])})
 
     @router.patch("/{hash}", summary="Change a key")
     async def change_key(
-        request: Request, hash: str, wanted: KeyChange, authorization: Authorization = None
+        request: Request, key_hash: Hash, wanted: KeyChange, authorization: Authorization = None
     ) -> Json:
         """Rename, disable or enable a key. Every edge knows within a second."""
         caller = identity.management(raw_headers(request))
         _no_limits(wanted)
-        key = await _find(database, caller.account, hash)
+        key = await _find(database, caller.account, key_hash)
         changed = key.changed(now_ms(), name=wanted.name, disabled=wanted.disabled)
         async with database.begin() as connection:
             if not await store.update_key(connection, changed):
                 raise ApiError(409, "The key was changed at the same time. Try again.")
         identity.apply(changed)
         published()
-        return Json({"data": shown(changed, (await used(caller.account, [hash])).by_key[hash])})
+        return Json(
+            {"data": shown(changed, (await used(caller.account, [key_hash])).by_key[key_hash])}
+        )
 
     @router.delete("/{hash}", summary="Delete a key")
-    async def delete_key(request: Request, hash: str, authorization: Authorization = None) -> Json:
+    async def delete_key(
+        request: Request, key_hash: Hash, authorization: Authorization = None
+    ) -> Json:
         caller = identity.management(raw_headers(request))
         async with database.begin() as connection:
-            if not await store.delete_key(connection, caller.account, hash):
+            if not await store.delete_key(connection, caller.account, key_hash):
                 raise _no_key()
-        identity.remove(hash)
+        identity.remove(key_hash)
         published()
         return Json({"deleted": True})
 

@@ -95,23 +95,29 @@ async def start(process: Process, settings: Settings) -> None:
     http = server.server(app.App(inference, pages), own.header_keep_alive_s)
     listener = server.listen(own.host, own.port)
 
-    process.background("edge keys", identity.run(log))
-    process.background("edge catalogue", listings.run(log))
-    process.background("edge credit news", CreditNews(leases).run(log))
-    process.background("edge outbox", publisher.run())
-    process.background("edge leases", leases.run())
-    process.background("edge http", http.serve(sockets=[listener]))
-    process.ready_when("edge keys", lambda: identity.caught_up)
-    process.ready_when("edge http", lambda: http.started)
+    served = asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            await http.serve(sockets=[listener])
+        finally:
+            served.set()
 
     async def drain() -> None:
         """Readiness is off by now: serve on until balancers know, then finish what is open."""
         await asyncio.sleep(own.endpoint_removal_s)
         http.should_exit = True
-        while http.server_state.tasks or http.server_state.connections:
-            await asyncio.sleep(0.05)
+        await served.wait()
         await leases.shutdown()
 
+    process.background("edge keys", identity.run(log))
+    process.background("edge catalogue", listings.run(log))
+    process.background("edge credit news", CreditNews(leases).run(log))
+    process.background("edge outbox", publisher.run())
+    process.background("edge leases", leases.run())
+    process.background("edge http", serve())
+    process.ready_when("edge keys", lambda: identity.caught_up)
+    process.ready_when("edge http", lambda: http.started)
     process.on_drain(drain)
 
 

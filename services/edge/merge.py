@@ -116,7 +116,7 @@ def _merge_logprobs(choice: dict[str, Any], value: dict[str, Any] | None) -> Non
         return
     logprobs = choice.get("logprobs")
     if logprobs is None:
-        choice["logprobs"] = {name: part for name, part in value.items()}
+        choice["logprobs"] = dict(value)
         return
     for name, part in value.items():
         if isinstance(part, list) and isinstance(logprobs.get(name), list):

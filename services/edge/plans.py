@@ -78,7 +78,7 @@ class Attempt:
         return -(-pico * self.numerator // (self.denominator * PICO_PER_NANO))
 
     def affordable_tokens(self, nano: int, prompt_tokens: int) -> int:
-        """Return how many output tokens `nano` pays for beside the prompt; negative: not even it."""
+        """Return how many output tokens `nano` pays for beside the prompt; -1: not even it."""
         pico = nano * self.denominator * PICO_PER_NANO // max(self.numerator, 1)
         rest = pico - prompt_tokens * self.prompt_pico - self.request_pico
         if rest < 0:

@@ -1,8 +1,8 @@
 """Registration: a provider lists itself, step by step. The registry decides; this translates."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 
 from bourse.v1 import registry_pb2 as pb
 from bourse.v1.events_pb2 import Listing, ListingState, ProviderProfile
@@ -21,6 +21,9 @@ from services.edge.provider_bodies import (
     ProfileBody,
 )
 from services.edge.records import iso
+
+ModelId = Annotated[str, Path(alias="id")]
+EndpointId = Annotated[str, Path(alias="id")]
 
 
 def routes(
@@ -121,7 +124,7 @@ def routes(
     async def put_model(
         request: Request,
         slug: str,
-        id: str,
+        model: ModelId,
         wanted: ModelBody,
         authorization: Authorization = None,
     ) -> Json:
@@ -131,8 +134,8 @@ def routes(
                 pb.PutModelRequest(
                     account=owner(request),
                     slug=slug,
-                    listing=wanted.listing(id),
-                    upstream_model=wanted.upstream_model_id or id,
+                    listing=wanted.listing(model),
+                    upstream_model=wanted.upstream_model_id or model,
                     price=wanted.price(),
                     preset=wanted.preset,
                     dialect=wanted.dialect,
@@ -152,7 +155,7 @@ def routes(
     async def add_price(
         request: Request,
         slug: str,
-        id: str,
+        endpoint: EndpointId,
         wanted: PriceBody,
         authorization: Authorization = None,
     ) -> Json:
@@ -162,7 +165,7 @@ def routes(
                 pb.AddPriceRequest(
                     account=owner(request),
                     slug=slug,
-                    endpoint=id,
+                    endpoint=endpoint,
                     price=wanted.message(),
                     confirm=wanted.confirm,
                 ),
@@ -173,10 +176,10 @@ def routes(
 
     @router.get("/{slug}/endpoints/{id:path}/prices", summary="List an endpoint's prices")
     async def prices(
-        request: Request, slug: str, id: str, authorization: Authorization = None
+        request: Request, slug: str, endpoint: EndpointId, authorization: Authorization = None
     ) -> Json:
         for one in await _listings(registry, owner(request), slug, deadline_s):
-            if one.endpoint == id:
+            if one.endpoint == endpoint:
                 return Json({"data": [_price(price) for price in one.prices]})
         raise ApiError(404, "The provider has no such endpoint.", field="/endpoint")
 

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from bourse.rating import COMPLETION_UNITS, PROMPT_UNITS
 from bourse.v1.billing_pb2 import (
@@ -28,6 +28,7 @@ from services.edge.usage import CACHE_READ, usd, usd_number
 PREFIX = "gen-"
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _TIME_CHARACTERS = 10
+GenerationId = Annotated[str, Query(alias="id", max_length=64)]
 
 
 class BillingClient(Protocol):
@@ -53,10 +54,12 @@ def routes(
     router = APIRouter(tags=["Records"], default_response_class=Json)
 
     @router.get("/generation", summary="Get a generation")
-    async def generation(request: Request, id: str, authorization: Authorization = None) -> Json:
+    async def generation(
+        request: Request, shown_id: GenerationId, authorization: Authorization = None
+    ) -> Json:
         """Usage, cost and every attempt of one request. Readable within a second of its end."""
         key = identity.caller(raw_headers(request))
-        ulid = id.removeprefix(PREFIX)
+        ulid = shown_id.removeprefix(PREFIX)
         found = await asked(
             billing.GetGeneration(
                 GetGenerationRequest(account=key.account, generation=ulid), timeout=deadline_s
@@ -64,7 +67,9 @@ def routes(
         )
         over = found.final or wall_ms() - _minted_at_ms(ulid) > first_token_deadline_s * 1_000
         if not found.attempts or not over:
-            error = ApiError(404, f"No such generation, or not readable yet: {id}.", field="id")
+            error = ApiError(
+                404, f"No such generation, or not readable yet: {shown_id}.", field="id"
+            )
             error.retry_after_s = 1
             raise error
         return Json({"data": record(list(found.attempts), found.posted_nano)})

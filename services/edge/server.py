@@ -42,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
 def server(app: ASGIApp, keep_alive_s: int) -> Server:
     return Server(
         uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             loop="none",
             http="httptools",
             ws="none",
