@@ -139,19 +139,18 @@ class Registry:
         self._wake()
         return catalogue.listing(offer, self.clock_ms())
 
-    async def publish_due(self, after_ms: int) -> int:
-        """Publish the endpoints of which a price started after `after_ms`; return until when."""
-        until_ms = self.clock_ms()
+    async def publish_due(self) -> None:
+        """Publish the endpoints that a price which has just started makes listed."""
+        now = self.clock_ms()
         async with self.database.read() as connection:
-            due = await store.offers_turning(connection, after_ms, until_ms)
-            due = [offer for offer in due if _turns(offer, after_ms, until_ms)]
+            staged = await store.offers_staged(connection, now)
+        due = [offer for offer in staged if catalogue.state(offer, now) != offer.endpoint.state]
         if due:
             async with self.database.begin() as connection:
                 revision = await store.raise_revision(connection)
                 for offer in due:
                     await self._publish(connection, offer, revision)
             self._wake()
-        return until_ms
 
     async def provider(self, connection: AsyncConnection, account: str, slug: str) -> Row[Any]:
         row = await store.provider_of(connection, account, slug)
@@ -299,11 +298,6 @@ def profile_values(profile: ProviderProfile, fields: tuple[str, ...]) -> dict[st
     if "datacenters" in values:
         values["datacenters"] = ",".join(profile.datacenters)
     return values
-
-
-def _turns(offer: Offer, after_ms: int, until_ms: int) -> bool:
-    started = any(after_ms < price.effective_at_ms <= until_ms for price in offer.prices)
-    return started or catalogue.state(offer, until_ms) != offer.endpoint.state
 
 
 def _facts(asked: Listing) -> Listing:

@@ -4,6 +4,10 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bourse.settings import LOCAL, Settings
+from services.providers import sealing
+from services.providers.egress import LOOPBACK, Guard
+
 
 class ServiceSettings(BaseSettings):
     """What the two roles of providers can be told. Only the two mains read this."""
@@ -17,6 +21,8 @@ class ServiceSettings(BaseSettings):
     commission_bps: int = 500
     """Of each charge, from the provider's side, for those who are not the house."""
     increase_notice_s: int = 86_400
+    prices_poll_s: float = 5.0
+    """How soon after a first price starts its endpoint is listed."""
     registry_poll_s: float = 1.0
     """How soon a worker hears of what another registry process changed."""
 
@@ -48,3 +54,16 @@ class ServiceSettings(BaseSettings):
     checkpoint_tokens: int = 256
     checkpoint_s: float = 1.0
     confirm_leases_s: float = 10.0
+
+    def guard(self, settings: Settings) -> Guard:
+        """The egress guard as the operator wants it."""
+        if self.egress_allow is not None:
+            return Guard(self.egress_allow)
+        return Guard("" if settings.grpc_listen else LOOPBACK)
+
+    def sealer(self, settings: Settings) -> sealing.Sealer:
+        """The sealing keys; a new one only where both roles of this process will find it."""
+        if self.sealing_key_file is not None:
+            return sealing.load(self.sealing_key_file, create=False)
+        together = settings.registry_url == LOCAL and not settings.grpc_listen
+        return sealing.load(settings.var / "sealing.key", create=together)

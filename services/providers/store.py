@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, insert, or_, select, update
+from sqlalchemy import Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bourse.database import insert_if_absent
@@ -108,16 +108,11 @@ async def offers_since(connection: AsyncConnection, after_revision: int) -> list
     return await _offers(connection, endpoint.c.revision > after_revision)
 
 
-async def offers_turning(connection: AsyncConnection, after_ms: int, until_ms: int) -> list[Offer]:
-    """Return the endpoints of which a price starts in (after_ms, until_ms]."""
-    turning = select(price.c.endpoint).where(
-        price.c.effective_at_ms > after_ms, price.c.effective_at_ms <= until_ms
-    )
-    staged = and_(
-        endpoint.c.state == ListingState.LISTING_STATE_STAGED,
-        endpoint.c.id.in_(select(price.c.endpoint).where(price.c.effective_at_ms <= until_ms)),
-    )
-    return await _offers(connection, or_(endpoint.c.id.in_(turning), staged))
+async def offers_staged(connection: AsyncConnection, now_ms: int) -> list[Offer]:
+    """Return the staged endpoints that have a price in force."""
+    priced = select(price.c.endpoint).where(price.c.effective_at_ms <= now_ms)
+    staged = endpoint.c.state == ListingState.LISTING_STATE_STAGED
+    return await _offers(connection, and_(staged, endpoint.c.id.in_(priced)))
 
 
 async def touch_endpoints(connection: AsyncConnection, slug: str, at_revision: int) -> None:

@@ -1,0 +1,270 @@
+"""Count what one attempt consumes, and how much of it is still paid for.
+
+The upstream's last report of the prompt always holds; its report of the output holds if it came
+with or after the last content. Everything else is the house count: bytes times the endpoint's
+tokens per byte, rounded down. Reports that cannot be true are as if they had not come.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from bourse import rating
+from bourse.v1.events_pb2 import (
+    LeaseSpend,
+    PriceVersion,
+    Unit,
+    UnitCount,
+    UsageSource,
+)
+from services.providers.call import Chunk, Usage
+
+_NEVER = 1 << 62
+_TOKENS_SLACK = 16
+"""Of a reported output above `max_tokens`: stop tokens and the like."""
+_PROMPT_SLACK = 20_000
+"""Of a reported text prompt above one token a byte: templates, hidden instructions, tools."""
+_TEXT_PARTS = frozenset({"text", "input_text", "refusal"})
+
+
+class Meter:
+    """The count of one attempt.
+
+    `price` is the frozen version, `held_nano` what the edge holds for the attempt, the ratios are
+    tokens per byte. A metered attempt without holds has nothing left from the first byte on.
+    """
+
+    __slots__ = (
+        "_body",
+        "_completion_ratio",
+        "_hidden_reasoning",
+        "_images",
+        "_max_tokens",
+        "_price",
+        "_prompt_ratio",
+        "_quantum_nano",
+        "_quantum_tokens",
+        "_report",
+        "_report_is_last",
+        "answered",
+        "ask_at_bytes",
+        "completion_bytes",
+        "held_nano",
+        "prompt_bytes",
+        "refused",
+        "stop_at_bytes",
+    )
+
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        price: PriceVersion,
+        held_nano: int,
+        prompt_ratio: float,
+        completion_ratio: float,
+        *,
+        quantum_tokens: int = 256,
+        hidden_reasoning: bool = False,
+    ) -> None:
+        self.answered = False
+        """Whether the upstream has said 200: from then on the prompt is billed."""
+        self.prompt_bytes = prompt_bytes(body)
+        self.completion_bytes = 0
+        self.refused = False
+        """Whether the upstream reported counts that cannot be true."""
+        self.held_nano = held_nano
+        self.ask_at_bytes = self.stop_at_bytes = _NEVER
+        self._body = body
+        self._price = price
+        self._prompt_ratio = prompt_ratio
+        self._completion_ratio = completion_ratio
+        self._quantum_tokens = quantum_tokens
+        self._quantum_nano = 0
+        self._hidden_reasoning = hidden_reasoning
+        self._max_tokens = _max_tokens(body)
+        self._images = -1
+        self._report: Usage | None = None
+        self._report_is_last = False
+
+    def watch_budget(self) -> None:
+        """Set the two marks: the bytes of output at which more is asked for, and at which the
+        budget is used up. Call it again when `held_nano` has grown."""
+        prompt_pico, self._quantum_nano, request_nano = _dearest(
+            self._price.SerializeToString(), self._quantum_tokens
+        )
+        if not self._quantum_nano:
+            self.ask_at_bytes = self.stop_at_bytes = _NEVER
+            return
+        prompt_nano = -(-self._house_prompt() * prompt_pico // rating.PICO_PER_NANO)
+        left_nano = self.held_nano - prompt_nano - request_nano
+        if self._max_tokens and left_nano * self._quantum_tokens >= (
+            self._max_tokens * self._quantum_nano
+        ):
+            self.ask_at_bytes = self.stop_at_bytes = _NEVER
+            return
+        self.stop_at_bytes = self._bytes_for(left_nano)
+        self.ask_at_bytes = self._bytes_for(left_nano - self._quantum_nano)
+
+    def take(self, chunk: Chunk, content_bytes: int) -> None:
+        """Count a chunk; `content_bytes` are those of its content, 0 if it has none."""
+        if content_bytes:
+            self.completion_bytes += content_bytes
+            self._report_is_last = False
+        if chunk.usage_refused:
+            self.refused = True
+        if chunk.usage is not None:
+            self._report = chunk.usage
+            self._report_is_last = True
+
+    def counts(self) -> tuple[list[UnitCount], UsageSource.ValueType]:
+        """Return the usage so far and where it came from; nothing before the upstream's 200."""
+        if not self.answered:
+            return [], UsageSource.USAGE_SOURCE_UNSPECIFIED
+        reported = self._believable()
+        counts: dict[int, int] = {}
+        by_house = False
+        if reported is not None and reported.reports_prompt:
+            counts.update(_side(reported, prompt=True))
+        else:
+            by_house = True
+            counts[Unit.UNIT_PROMPT] = self._house_prompt()
+        if reported is not None and reported.reports_completion and self._report_is_last:
+            counts.update(_side(reported, prompt=False))
+        else:
+            by_house = True
+            counts[Unit.UNIT_COMPLETION] = int(self.completion_bytes * self._completion_ratio)
+        for entry in self._price.entries:
+            if entry.unit == Unit.UNIT_REQUEST:
+                counts[Unit.UNIT_REQUEST] = 1
+            elif entry.unit == Unit.UNIT_IMAGE and (images := self._count_images()):
+                counts[Unit.UNIT_IMAGE] = images
+        source = UsageSource.USAGE_SOURCE_HOUSE if by_house else UsageSource.USAGE_SOURCE_UPSTREAM
+        return [UnitCount(unit=unit, count=count) for unit, count in counts.items()], source  # type: ignore[arg-type]
+
+    def _believable(self) -> Usage | None:
+        """The upstream's last report, unless what it says cannot be true."""
+        report = self._report
+        if self.refused or report is None:
+            return None
+        prompt = completion = reasoning = 0
+        for unit, count in report.counts.items():
+            if count < 0:
+                self.refused = True
+                return None
+            if unit in rating.PROMPT_UNITS:
+                prompt += count
+            elif unit in rating.COMPLETION_UNITS:
+                completion += count
+                if unit == Unit.UNIT_REASONING:
+                    reasoning += count
+        if self._hidden_reasoning:
+            completion -= reasoning
+        too_much = bool(self._max_tokens) and completion > self._max_tokens + _TOKENS_SLACK
+        if too_much or (prompt > self.prompt_bytes + _PROMPT_SLACK and _is_text(self._body)):
+            self.refused = True
+        return None if self.refused else report
+
+    def _house_prompt(self) -> int:
+        return int(self.prompt_bytes * self._prompt_ratio)
+
+    def _bytes_for(self, nano: int) -> int:
+        if nano <= 0:
+            return 0
+        return int(nano * self._quantum_tokens / (self._quantum_nano * self._completion_ratio))
+
+    def _count_images(self) -> int:
+        if self._images < 0:
+            self._images = sum(
+                part.get("type") in ("image_url", "input_image")
+                for message in self._body.get("messages") or ()
+                for part in _parts(message)
+            )
+        return self._images
+
+
+def spends(holds: Iterable[LeaseSpend], charge_nano: int) -> list[LeaseSpend]:
+    """Spread a charge over the holds, in their order; what exceeds them falls to the last."""
+    spent = []
+    left = charge_nano
+    for hold in holds:
+        if left <= 0:
+            break
+        amount = min(left, hold.amount_nano)
+        left -= amount
+        spent.append(LeaseSpend(lease=hold.lease, amount_nano=amount))
+    if left > 0 and spent:
+        spent[-1].amount_nano += left
+    return [spend for spend in spent if spend.amount_nano]
+
+
+def prompt_bytes(body: Mapping[str, Any]) -> int:
+    """Return the UTF-8 bytes of the text of a call: messages, tool calls and tools, not media."""
+    total = 0
+    for message in body.get("messages") or ():
+        content = message.get("content")
+        if type(content) is str:
+            total += _length(content)
+        else:
+            for part in _parts(message):
+                text = part.get("text") or part.get("refusal")
+                if type(text) is str:
+                    total += _length(text)
+        for call in message.get("tool_calls") or ():
+            function = call.get("function") or {}
+            total += _length(str(function.get("name") or ""))
+            total += _length(str(function.get("arguments") or ""))
+    tools = body.get("tools")
+    if tools:
+        total += _length(str(tools))
+    return total
+
+
+def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    if type(content) is not list:
+        return []
+    return [part for part in content if type(part) is dict]
+
+
+def _is_text(body: Mapping[str, Any]) -> bool:
+    return not any(
+        part.get("type", "text") not in _TEXT_PARTS
+        for message in body.get("messages") or ()
+        for part in _parts(message)
+    )
+
+
+def _length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int:
+    """The most output the call allows, over all its choices; 0: it does not say."""
+    most = body.get("max_completion_tokens") or body.get("max_tokens")
+    if type(most) is not int or most <= 0:
+        return 0
+    choices = body.get("n")
+    return most * choices if type(choices) is int and choices > 1 else most
+
+
+def _side(report: Usage, *, prompt: bool) -> dict[int, int]:
+    """The units of a report that belong to the prompt, or those that do not."""
+    return {
+        unit: count
+        for unit, count in report.counts.items()
+        if (unit in rating.PROMPT_UNITS) is prompt
+    }
+
+
+@lru_cache(maxsize=4096)
+def _dearest(serialized: bytes, quantum_tokens: int) -> tuple[int, int, int]:
+    """Of a price list: the dearest prompt token in pico-USD, `quantum_tokens` of the dearest
+    output in nano-USD, and a request in nano-USD. Cached: an endpoint's list hardly changes."""
+    price = PriceVersion.FromString(serialized)
+    request_nano = rating.bound_nano(price, 0, 0)
+    many = 1_000_000
+    prompt_pico = math.ceil(
+        (rating.bound_nano(price, many, 0) - request_nano) * rating.PICO_PER_NANO / many
+    )
+    return prompt_pico, rating.bound_nano(price, 0, quantum_tokens) - request_nano, request_nano
