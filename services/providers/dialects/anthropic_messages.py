@@ -101,6 +101,8 @@ class _Answer:
             raise refusals.malformed("not an object", event.data)
         self._began = True
         kind = document.get("type") or event.name
+        if kind == "json" and type(document.get("content")) is list:
+            kind = "message"
         if kind == "content_block_delta":
             block = self._blocks.get(document.get("index", 0))
             delta = document.get("delta")
@@ -113,6 +115,8 @@ class _Answer:
         elif kind == "message_start":
             yield self._begin(document.get("message") or {})
         elif kind == "message_delta":
+            for index in list(self._blocks):  # some never say that a block stops
+                yield from self._stop(self._blocks.pop(index))
             delta = document.get("delta") or {}
             yield self._finish(delta.get("stop_reason"), document.get("usage"))
         elif kind == "message_stop":
@@ -222,9 +226,8 @@ class _Answer:
         block = self._blocks[document.get("index", 0)] = _Block(content.get("type") or "")
         if block.kind == "tool_use":
             block.tool_call = self._tool_calls
-            arguments = orjson.dumps(content["input"]).decode() if content.get("input") else ""
-            block.has_arguments = bool(arguments)
-            yield self._content({"tool_calls": [self._tool_call(content, arguments)]})
+            block.input = content.get("input")
+            yield self._content({"tool_calls": [self._tool_call(content, "")]})
         elif block.kind == "thinking":
             block.detail = self._details
             self._details += 1
@@ -265,8 +268,9 @@ class _Answer:
 
     def _stop(self, block: "_Block | None") -> Iterator[Chunk]:
         if block is not None and block.kind == "tool_use" and not block.has_arguments:
-            # No fragment came: the call has no arguments, which in JSON is an empty object.
-            fragment = {"index": block.tool_call, "function": {"arguments": "{}"}}
+            # No fragment came: all of the arguments stood at the block's start, mostly `{}`.
+            arguments = orjson.dumps(block.input or {}).decode()
+            fragment = {"index": block.tool_call, "function": {"arguments": arguments}}
             yield self._content({"tool_calls": [fragment]})
 
     def _content(self, delta: dict[str, Any]) -> Chunk:
@@ -294,13 +298,14 @@ class _Answer:
 class _Block:
     """A content block whose deltas are still coming."""
 
-    __slots__ = ("detail", "has_arguments", "kind", "tool_call")
+    __slots__ = ("detail", "has_arguments", "input", "kind", "tool_call")
 
     def __init__(self, kind: str = "") -> None:
         self.kind = kind
         self.tool_call = 0
         self.detail = 0
         self.has_arguments = False
+        self.input: Any = None
 
 
 def _citation(citation: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from services.providers.finish import finish_reason
 from services.providers.messages import openai_body
 from services.providers.presets import PLAIN, Preset
 from services.providers.target import post
+from services.providers.tool_calls import ToolCalls
 
 FRAMING = "sse"
 
@@ -106,7 +107,7 @@ class _Answer:
         self._preset = preset
         self._roles: set[int] = set()  # choices whose role was given out
         self._finished: set[int] = set()
-        self._calls: dict[int, _ToolCalls] = {}
+        self._calls: dict[int, ToolCalls] = {}
         self._content = False
         self._began = False
 
@@ -255,10 +256,12 @@ class _Answer:
             elif key == "role":
                 if index not in self._roles:
                     out[key] = value
-            elif key in _TOOL_KEYS:
+            elif key in _TOOL_KEYS and (key != "function_call" or _is_called(value)):
                 calls = self._calls.get(index)
                 if calls is None:
-                    calls = self._calls[index] = _ToolCalls()
+                    calls = self._calls[index] = ToolCalls()
+                if key == "function_call":  # the shape that came before tool calls: one, no id
+                    value = [{"index": 0, "function": value}]
                 made = calls.read(value if type(value) is list else [value])
                 if made:
                     out["tool_calls"] = made
@@ -269,10 +272,6 @@ class _Answer:
                     self._content = True
             elif key in _KEPT_KEYS and (key != "audio" or _is_audio(value)):
                 out[key] = value
-                self._content = True
-            elif key == "function_call" and type(value) is dict and value.get("name"):
-                self._calls.setdefault(index, _ToolCalls())
-                out["tool_calls"] = [_call(0, {"type": "function", "function": value})]
                 self._content = True
         if out and index not in self._roles:
             self._roles.add(index)
@@ -301,10 +300,14 @@ class _Answer:
 
 
 _NOTHING: Mapping[str, Any] = {}
-_TOOL_KEYS = frozenset({"tool_calls", "tool_call"})
+_TOOL_KEYS = frozenset({"tool_calls", "tool_call", "function_call"})
 # One of these is read: the value is what silences the key, so that nobody is heard twice.
 _REASONING_KEYS: Mapping[str, str] = {"reasoning": "", "reasoning_content": "reasoning"}
 _KEPT_KEYS = frozenset({"refusal", "reasoning_details", "annotations", "images", "audio"})
+
+
+def _is_called(value: Any) -> bool:
+    return type(value) is dict and bool(value.get("name") or value.get("arguments"))
 
 
 def _is_audio(value: Any) -> bool:
@@ -318,67 +321,6 @@ def _finish(index: int, has_tool_calls: bool) -> dict[str, Any]:
         "finish_reason": "tool_calls" if has_tool_calls else "stop",
         "native_finish_reason": "",
     }
-
-
-class _ToolCalls:
-    """The tool calls of one choice: gives every call its own index.
-
-    Some send no index, or -1, or the same one for each of several calls. A fragment with a new id
-    and a name begins a call; one without continues the latest under its index.
-    """
-
-    def __init__(self) -> None:
-        self._indexes: dict[Any, int] = {}  # theirs -> ours, of the latest call under it
-        self._ids: dict[int, Any] = {}
-        self._latest = -1
-
-    def read(self, fragments: list[Any]) -> list[dict[str, Any]]:
-        made = []
-        for fragment in fragments:
-            if type(fragment) is not dict:
-                continue
-            theirs = fragment.get("index")
-            if type(theirs) is not int or theirs < 0:
-                theirs = None
-            call_id = fragment.get("id")
-            function = fragment.get("function")
-            named = bool((function or fragment.get("custom") or _NOTHING).get("name"))
-            index = self._indexes.get(theirs) if theirs is not None else None
-            if theirs is None and not (named or call_id) and self._latest >= 0:
-                index = self._latest
-            if index is None or (named and call_id and self._ids.get(index) not in (None, call_id)):
-                index = len(self._ids)
-                self._ids[index] = call_id
-                if theirs is not None:
-                    self._indexes[theirs] = index
-            elif call_id and self._ids[index] is None:
-                self._ids[index] = call_id
-            self._latest = index
-            made.append(_call(index, fragment))
-        return made
-
-
-def _call(index: int, fragment: dict[str, Any]) -> dict[str, Any]:
-    out: dict[str, Any] = {"index": index}
-    call_id = fragment.get("id")
-    if call_id:
-        out["id"] = call_id
-    kind = fragment.get("type")
-    if kind or call_id:
-        out["type"] = kind or "function"
-    function = fragment.get("function")
-    if type(function) is dict:
-        arguments = function.get("arguments")
-        if type(arguments) is not str:
-            arguments = "" if arguments is None else orjson.dumps(arguments).decode()
-        name = function.get("name")
-        out["function"] = (
-            {"name": name, "arguments": arguments} if name else {"arguments": arguments}
-        )
-    custom = fragment.get("custom")
-    if type(custom) is dict and custom.get("name"):
-        out["custom"] = custom
-    return out
 
 
 def usage_of(reported: Any, preset: Preset) -> Usage | None:
