@@ -21,9 +21,9 @@ def generate(out: Path) -> None:
     protos = sorted((ROOT / "proto").rglob("*.proto"))
     sources = [str(path.relative_to(ROOT / "proto")) for path in protos]
     includes = [str(ROOT / "proto"), str(importlib.resources.files("grpc_tools") / "_proto")]
-    kinds = ("python", "grpc_python", "mypy", "mypy_grpc")
+    outputs = {"python": "", "grpc_python": "", "mypy": "quiet:", "mypy_grpc": "quiet:"}
     arguments = ["protoc", *(f"-I{path}" for path in includes)]
-    arguments += [f"--{kind}_out={out}" for kind in kinds]
+    arguments += [f"--{kind}_out={option}{out}" for kind, option in outputs.items()]
     if protoc.main([*arguments, *sources]) != 0:
         raise SystemExit("protoc failed")
     for path in (out / GENERATED).glob("*_pb2_grpc.py*"):
