@@ -55,7 +55,10 @@ async def handle(attempt: Attempt) -> None:
             await asyncio.sleep(0)  # as one read of the upstream would
     else:
         await attempt.send(Chunk(choices=REPLY))
-    usage = [UnitCount(unit=Unit.UNIT_PROMPT, count=9), UnitCount(unit=Unit.UNIT_COMPLETION, count=9)]
+    usage = [
+        UnitCount(unit=Unit.UNIT_PROMPT, count=9),
+        UnitCount(unit=Unit.UNIT_COMPLETION, count=9),
+    ]
     attempt.finish(Finished(usage=usage, charge_nano=11_250, finish_reason="stop"))
 
 
@@ -80,7 +83,7 @@ async def main() -> None:
     for url in (f"grpc://127.0.0.1:{port}", "local:"):
         pool = WorkerPool(network, url)
         await pool.start()
-        while not pool.usable:
+        while not pool.usable:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         link = pool.choose()
         await measure(link, 32, WARM_UP, False)

@@ -85,13 +85,13 @@ class Attempt:
     def __init__(
         self,
         attempts: "Attempts",
-        id: int,
+        request_id: int,
         facts: AttemptFacts,
         remaining_ms: int,
         first: bytes,
         more: bool,
     ) -> None:
-        self.id = id
+        self.id = request_id
         self.facts = facts
         self.remaining_ms = remaining_ms
         """At arrival, until the whole attempt's deadline."""
@@ -359,13 +359,18 @@ class Attempts:
         return len(self._open)
 
     def start(
-        self, id: int, facts: AttemptFacts, body: bytes, remaining_ms: int, more: bool = False
+        self,
+        request_id: int,
+        facts: AttemptFacts,
+        body: bytes,
+        remaining_ms: int,
+        more: bool = False,
     ) -> None:
         """Open an attempt and start its handler. Raises GrammarError."""
-        if id == 0 or id in self._open:
-            raise GrammarError(f"request id {id} cannot be opened")
-        attempt = Attempt(self, id, facts, remaining_ms, body, more)
-        self._open[id] = attempt
+        if request_id == 0 or request_id in self._open:
+            raise GrammarError(f"request id {request_id} cannot be opened")
+        attempt = Attempt(self, request_id, facts, remaining_ms, body, more)
+        self._open[request_id] = attempt
         self._none_open.clear()
         self.deadlines.watch(attempt.expires_at)
         attempt.task = asyncio.create_task(self._run(attempt))

@@ -174,7 +174,7 @@ class StreamLink(Link):
         else:
             exchange.receive(frame)
 
-    def _upload(self, id: int, upload: _Upload) -> None:
+    def _upload(self, request_id: int, upload: _Upload) -> None:
         """Make frames of the body while the window has room."""
         while upload.sent < len(upload.body):
             piece = upload.body[upload.sent : upload.sent + MAX_PIECE_BYTES]
@@ -184,4 +184,4 @@ class StreamLink(Link):
             upload.window -= cost
             upload.sent += len(piece)
             frame = Body(body=piece, more=upload.sent < len(upload.body))
-            self._outbox.content(upload.lane, pack(RequestFrame(id=id, body=frame)))
+            self._outbox.content(upload.lane, pack(RequestFrame(id=request_id, body=frame)))

@@ -87,8 +87,8 @@ class Exchange:
         "id",
     )
 
-    def __init__(self, link: "Link", id: int, expires_at: float) -> None:
-        self.id = id
+    def __init__(self, link: "Link", request_id: int, expires_at: float) -> None:
+        self.id = request_id
         self.expires_at = expires_at
         self._link = link
         self._frames: deque[tuple[ResponseFrame, int]] = deque()

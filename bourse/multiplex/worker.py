@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 class WorkerStream(Stream, Protocol):
     """The stream of one session."""
 
+    peer: str
+    """The other end's address."""
+
     async def accept(self) -> None: ...
 
 
@@ -29,6 +32,7 @@ class Session(Attempts):
         super().__init__(handler, tasks)
         self._stream = stream
         self._outbox = Outbox()
+        self.peer = stream.peer
 
     async def run(self) -> None:
         """Serve until the edge has closed its end and everything is answered.
@@ -94,22 +98,27 @@ class GenerationServicer:
         self.tasks: set[asyncio.Task[None]] = set()
         """The handlers that run, also for direct links."""
         self.draining = False
-        self._sessions: set[Session] = set()
+        self.sessions: set[Session] = set()
         self._session_ended = asyncio.Event()
 
     @property
     def in_flight(self) -> int:
         return len(self.tasks)
 
+    @property
+    def unknown_frames(self) -> int:
+        """Frames on the open streams for attempts that are not open."""
+        return sum(session.unknown_frames for session in self.sessions)
+
     async def Generate(self, stream: WorkerStream, context: Context) -> None:
         if self.draining:
             raise RpcError(StatusCode.UNAVAILABLE, "draining")
         session = Session(stream, self.handler, self.tasks)
-        self._sessions.add(session)
+        self.sessions.add(session)
         try:
             await session.run()
         finally:
-            self._sessions.discard(session)
+            self.sessions.discard(session)
             self._session_ended.set()
 
     async def drain(self) -> None:
@@ -118,9 +127,9 @@ class GenerationServicer:
         The caller bounds it.
         """
         self.draining = True
-        for session in self._sessions:
+        for session in self.sessions:
             session.drain()
-        while self._sessions or self.tasks:
+        while self.sessions or self.tasks:
             if self.tasks:
                 await asyncio.wait(set(self.tasks))
             else:  # the edges close their ends

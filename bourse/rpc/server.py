@@ -135,6 +135,7 @@ class _ServerStream:
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self.peer: str = call.peer()
 
     async def accept(self) -> None:
         """Tell the caller that its call has arrived, before there is a message."""

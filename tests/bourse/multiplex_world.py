@@ -46,6 +46,7 @@ class End:
         self._waiting: list[bytes] = []
         self._cut = asyncio.Event()
         self.other: End = self
+        self.peer = "pipe"
         self.largest = 0
         """Bytes of the largest message written here."""
 
@@ -63,7 +64,7 @@ class End:
             count = self._faults.random.randint(1, len(frames))
             piece, frames = frames[:count], frames[count:]
             await self._pause()
-            await self._deliver(piece)
+            await self._carry(piece)
 
     async def done_writing(self) -> None:
         await self._until_cut(self.other._incoming.put(None))
@@ -73,13 +74,17 @@ class End:
         self._cut.set()
         self.other._cut.set()
 
-    async def _deliver(self, frames: list[bytes]) -> None:
+    async def deliver(self, message: bytes) -> None:
+        """Hand a message to the other end as it is."""
+        await self._until_cut(self.other._incoming.put(message))
+
+    async def _carry(self, frames: list[bytes]) -> None:
         left = self._faults.frames_left
         if left is not None:
             frames = frames[:left]
             self._faults.frames_left = left - len(frames)
         if frames:
-            await self._until_cut(self.other._incoming.put(b"".join(frames)))
+            await self.deliver(b"".join(frames))
         if self._faults.frames_left == 0:
             # What was delivered may still be read or not: both happen.
             await self._pause()

@@ -1,4 +1,4 @@
-"""Whatever the stream does to frames, every attempt gets what was sent, in order, once, and one end.
+"""Whatever a stream does to frames, each attempt gets what was sent, in order, once, and one end.
 
 Hypothesis draws what each request does and what the pipe does to its frames: delays, splits, joins,
 and a cut after any of them. The same scripts run over gRPC and directly, without the cut.
@@ -59,7 +59,7 @@ class Seen:
     broken: bool = False
     sent: int = 0
     left: bool = False
-    finished: bool = False  # by the handler
+    consistent: bool = True
 
 
 SIZES = st.one_of(
@@ -102,9 +102,8 @@ class Play:
             outcome = OUTCOME_FAILED
         except Left as left:
             seen.left = True
-            assert (left.reason is None) == attempt.broken
+            seen.consistent = (left.reason is None) == attempt.broken
             outcome = OUTCOME_CLIENT_LEFT
-        seen.finished = True
         if seen.left or script.fails:
             attempt.finish(Failed(outcome=outcome, message=str(number)))
         else:
@@ -169,6 +168,7 @@ class Play:
             assert seen.chunks == sent[: len(seen.chunks)], "content out of order, lost or doubled"
             assert seen.body in (None, script.body(number))
             assert seen.started <= 1
+            assert seen.consistent
             assert len(seen.terminals) == (0 if seen.broken else 1)
             assert not seen.broken or cut
             cancelled = script.never_reads or script.cancel_after is not None
