@@ -7,6 +7,7 @@ from pathlib import Path
 
 KEY_BYTES_MIN = 16
 HASH_BYTES = 16
+RECENT_MAX = 10_000
 
 
 class AccountHash:
@@ -16,8 +17,17 @@ class AccountHash:
         if len(key) < KEY_BYTES_MIN:
             raise ValueError(f"account_key needs at least {KEY_BYTES_MIN} characters")
         self._key = hashlib.sha256(key).digest()
+        self._recent: dict[str, str] = {}
 
     def __call__(self, account: str) -> str:
+        known = self._recent.get(account)
+        if known is None:
+            if len(self._recent) >= RECENT_MAX:
+                self._recent.clear()
+            known = self._recent[account] = self._hash(account)
+        return known
+
+    def _hash(self, account: str) -> str:
         digest = hashlib.blake2b(account.encode(), key=self._key, digest_size=HASH_BYTES)
         return digest.hexdigest()
 

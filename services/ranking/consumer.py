@@ -31,15 +31,12 @@ class Counter:
             arrived.pop((attempt.generation, attempt.attempt), None)
         if not arrived:
             return
-        rows = [attempt for _, attempt in arrived.values()]
-        fresh = await store.insert_attempts(connection, rows)
         changes = Changes()
-        counted = []
-        for key, (event, attempt) in arrived.items():
-            if key in fresh:
-                counted.append(attempt)
-                counting.count_endpoint(changes, event, attempt)
-        counting.count_generations(changes, known, counted)
+        for event, attempt in arrived.values():
+            counting.count_endpoint(changes, event, attempt)
+        fresh = [attempt for _, attempt in arrived.values()]
+        counting.count_generations(changes, known, fresh)
+        await store.insert_attempts(connection, fresh)
         await store.add(connection, changes)
 
 

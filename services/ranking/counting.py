@@ -7,6 +7,7 @@ comes the numbers of the former are taken out again: the sums are the same whate
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bourse import histogram
 from bourse.rating import COMPLETION_UNITS, PROMPT_UNITS
@@ -24,8 +25,7 @@ class Malformed(Exception):
     """An event that cannot be counted; the message names the field."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What is kept of an attempt. `merit` 0: it alone does not make its generation count."""
 
     generation: str

@@ -38,11 +38,8 @@ async def start(process: Process, settings: Settings) -> None:
     event_log = await process.event_log()
     key = own.account_key.encode() or key_from_file(settings.var / "ranking_account.key")
     counter = Counter(AccountHash(key))
-    publisher = Publisher(database, consumer_tables, event_log)
-    consumer = Consumer(
-        event_log, GENERATIONS, GROUP, database, consumer_tables, counter.handle,
-        after=publisher.wake,
-    )  # fmt: skip
+    consumer = Consumer(event_log, GENERATIONS, GROUP, database, consumer_tables, counter.handle)
+    dead_letters = Publisher(database, consumer_tables, event_log)
     api = RankingApi(
         database,
         Publication(own.min_accounts, own.max_account_share),
@@ -51,7 +48,7 @@ async def start(process: Process, settings: Settings) -> None:
     )
     process.network.serve(RankingStub, api)
     process.background("ranking: consumer", consumer.run())
-    process.background("ranking: outbox", publisher.run())
+    process.background("ranking: outbox", dead_letters.run())
     process.background("ranking: forget accounts", forget(database, own.account_days))
     process.alive_when("ranking: consumer", consumer.alive)
 

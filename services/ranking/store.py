@@ -1,15 +1,14 @@
 """Queries of ranking. Every function takes a connection and none commits."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Table, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bourse.database import add_excluded, insert_if_absent, upsert
+from bourse.database import add_rows, insert_rows
 from services.ranking.boards import Volume
-from services.ranking.counting import DAY_HOURS, Attempt, Changes
+from services.ranking.counting import DAY_HOURS, Attempt, Changes, EndpointHour
 from services.ranking.tables import (
     OUTCOMES,
     account_model_day,
@@ -21,7 +20,15 @@ from services.ranking.tables import (
 
 SELECT_LIMIT = 1_000
 
-_COLUMNS = [attempt.c[name] for name in Attempt.__slots__]
+_MODEL_NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "cost_nano")
+_ENDPOINT_NUMBERS = (
+    *OUTCOMES,
+    "prompt_tokens",
+    "completion_tokens",
+    "charge_nano",
+    "insured_nano",
+)
+_COLUMNS = [attempt.c[name] for name in Attempt._fields]
 
 
 async def known_attempts(connection: AsyncConnection, generations: Iterable[str]) -> list[Attempt]:
@@ -35,72 +42,44 @@ async def known_attempts(connection: AsyncConnection, generations: Iterable[str]
     return found
 
 
-async def insert_attempts(
-    connection: AsyncConnection, attempts: Sequence[Attempt]
-) -> set[tuple[str, int]]:
-    """Store attempts; return the (generation, attempt) of those that were not there before."""
-    rows = [asdict(each) for each in attempts]
-    keys = [attempt.c.generation, attempt.c.attempt]
-    inserted = await insert_if_absent(connection, attempt, rows, keys)
-    return {(row.generation, row.attempt) for row in inserted}
+async def insert_attempts(connection: AsyncConnection, attempts: Sequence[Attempt]) -> None:
+    """Store attempts that `known_attempts` did not find.
+
+    If another member stored one meanwhile (an account's key moved to another partition), this
+    fails for its unique key, and the batch is tried again and finds it.
+    """
+    await insert_rows(connection, attempt, attempts)
 
 
 async def add(connection: AsyncConnection, changes: Changes) -> None:
     """Add to the rollups. Rows go in the order of their keys, so that members never deadlock."""
-    await _add(
-        connection,
-        model_hour,
-        ("hour", "model"),
-        ("requests", "prompt_tokens", "completion_tokens", "cost_nano"),
-        [(*key, *numbers) for key, numbers in sorted(changes.models.items()) if any(numbers)],
+    models = sorted(changes.models.items())
+    rows: list[tuple[Any, ...]] = [(*key, *numbers) for key, numbers in models if any(numbers)]
+    await add_rows(connection, model_hour, _MODEL_NUMBERS, rows)
+    accounts = sorted(changes.accounts.items())
+    rows = [(*key, *numbers) for key, numbers in accounts if any(numbers)]
+    await add_rows(connection, account_model_day, ("requests", "tokens"), rows)
+    rows = [_endpoint_row(*item) for item in sorted(changes.endpoints.items(), key=_key)]
+    await add_rows(connection, endpoint_hour, _ENDPOINT_NUMBERS, rows)
+    rows = [(*key, count) for key, count in sorted(changes.histograms.items())]
+    await add_rows(connection, endpoint_hour_histogram, ("count",), rows)
+
+
+def _key(item: tuple[tuple[int, str], object]) -> tuple[int, str]:
+    return item[0]
+
+
+def _endpoint_row(key: tuple[int, str], hour: EndpointHour) -> tuple[Any, ...]:
+    return (
+        *key,
+        hour.model,
+        hour.provider,
+        *(hour.outcomes.get(outcome, 0) for outcome in OUTCOMES),
+        hour.prompt_tokens,
+        hour.completion_tokens,
+        hour.charge_nano,
+        hour.insured_nano,
     )
-    await _add(
-        connection,
-        account_model_day,
-        ("day", "model", "account_hash"),
-        ("requests", "tokens"),
-        [(*key, *numbers) for key, numbers in sorted(changes.accounts.items()) if any(numbers)],
-    )
-    await _add_endpoints(connection, changes)
-    await _add(
-        connection,
-        endpoint_hour_histogram,
-        ("hour", "endpoint", "measure", "input_bucket", "bucket"),
-        ("count",),
-        [(*key, count) for key, count in sorted(changes.histograms.items())],
-    )
-
-
-async def _add(
-    connection: AsyncConnection,
-    table: Table,
-    key: tuple[str, ...],
-    numbers: tuple[str, ...],
-    values: list[tuple[Any, ...]],
-) -> None:
-    names = key + numbers
-    rows = [dict(zip(names, row, strict=True)) for row in values]
-    await upsert(connection, table, rows, key, add_excluded(connection, table, numbers))
-
-
-async def _add_endpoints(connection: AsyncConnection, changes: Changes) -> None:
-    numbers = (*OUTCOMES, "prompt_tokens", "completion_tokens", "charge_nano", "insured_nano")
-    rows = [
-        {
-            "hour": key[0],
-            "endpoint": key[1],
-            "model": hour.model,
-            "provider": hour.provider,
-            **{outcome: hour.outcomes.get(outcome, 0) for outcome in OUTCOMES},
-            "prompt_tokens": hour.prompt_tokens,
-            "completion_tokens": hour.completion_tokens,
-            "charge_nano": hour.charge_nano,
-            "insured_nano": hour.insured_nano,
-        }
-        for key, hour in sorted(changes.endpoints.items())
-    ]
-    values = add_excluded(connection, endpoint_hour, numbers)
-    await upsert(connection, endpoint_hour, rows, ("hour", "endpoint"), values)
 
 
 async def volumes(connection: AsyncConnection, first_day: int, end_day: int) -> list[Volume]:
