@@ -381,14 +381,12 @@ class _View:
         self._caught_up = False
 
     async def place(self, consumer: Any) -> None:
-        """Assign all partitions and seek; waits until the topic exists."""
+        """Assign all partitions and seek; raises KafkaError while the topic does not exist."""
+        first = TopicPartition(self._topic, 0)
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await consumer.topics()
-            numbers = consumer.partitions_for_topic(self._topic)
-            while not numbers:
-                await asyncio.sleep(RETRY_BACKOFF_MS / 1000)
-                await consumer.topics()
-                numbers = consumer.partitions_for_topic(self._topic)
+            consumer.assign([first])  # the client learns of a topic when it is to read it
+            await consumer.end_offsets([first])
+            numbers = consumer.partitions_for_topic(self._topic) or {0}
             partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
             consumer.assign(partitions)
             if self._ends is None:
