@@ -1,6 +1,6 @@
 """Books on SQLite and on PostgreSQL, made by the real migrations."""
 
-import shutil
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,20 +12,17 @@ from tests.billing.builders import Books
 
 
 @pytest.fixture(scope="session")
-async def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with billing's schema, to copy."""
     path = tmp_path_factory.mktemp("billing") / "template.sqlite"
-    database = Database(f"sqlite:///{path}")
-    await migrate.upgrade(database, "billing")
-    await database.close()
+
+    async def make() -> None:
+        database = Database(f"sqlite:///{path}")
+        await migrate.upgrade(database, "billing")
+        await database.close()
+
+    asyncio.run(make())
     return path
-
-
-@pytest.fixture
-async def sqlite_url(migrated_file: Path, tmp_path: Path) -> str:
-    path = tmp_path / "billing.sqlite"
-    shutil.copy(migrated_file, path)
-    return f"sqlite:///{path}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -8,8 +8,8 @@ from services.billing.leases import Lease, Report, Rule, clear, grant_nano
 RULE = Rule(cap_nano=1_000, ttl_ms=30_000, grace_ms=10_000, estimates_min=4)
 
 
-def lent(nano: int = 100, **fields: int) -> Lease:
-    return Lease("lease", "alice", "edge", nano, **fields)
+def lent(nano: int = 100, expires_at_ms: int = 0) -> Lease:
+    return Lease("lease", "alice", "edge", nano, expires_at_ms=expires_at_ms)
 
 
 def test_a_loan_is_twice_the_burn_within_cap_and_share() -> None:

@@ -7,7 +7,7 @@ from sqlalchemy import select
 
 from bourse.rpc import RpcError, StatusCode
 from bourse.v1 import billing_pb2 as pb
-from bourse.v1.events_pb2 import AccountState, Envelope
+from bourse.v1.events_pb2 import AccountState, AttemptFinished, Envelope
 from services.billing.leases import Rule
 from services.billing.tables import metadata
 from tests.billing.builders import CONTEXT, RULE, Books, finished
@@ -218,7 +218,7 @@ async def test_M14_two_edges_that_served_while_billing_was_away_add_up_exactly(
         grant = await books.lease(CHARGE, edge=edge, burn=requests * CHARGE)
         left[grant.lease] = grant.amount_nano
     lent = dict(left)
-    served = []
+    served: list[AttemptFinished] = []
     for lease in left:
         while left[lease] >= CHARGE:  # billing is away: no more than the lease
             left[lease] -= CHARGE
