@@ -67,7 +67,7 @@ $(VENV)/.created:
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
-$(VENV)/.all: requirements/all.txt pyproject.toml | $(VENV)/.created
+$(VENV)/.all: requirements/all.txt | $(VENV)/.created
 	@echo "Installing $<"
 	@$(PIP) --require-hashes --requirement $<
 	@$(PIP) --no-deps --no-index --no-build-isolation --editable .

@@ -39,7 +39,7 @@ class Process:
         self.settings = settings
         self.instance = instance or os.environ.get("HOSTNAME") or socket.gethostname()
         self.boot = secrets.token_hex(8)
-        self.network = rpc.Network(ready=lambda: self.ready)
+        self.network = rpc.Network(ready=lambda: self.ready, alive=lambda: self.alive)
         self.draining = asyncio.Event()
         self._resources = AsyncExitStack()
         self._ready: dict[str, Callable[[], bool]] = {}

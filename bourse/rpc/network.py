@@ -30,8 +30,14 @@ LOCAL = "local:"
 class Network:
     """The servicers and the channels of one process. Belongs to the event loop that uses it."""
 
-    def __init__(self, *, ready: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._ready = ready
+        self._alive = alive
         self._servicers: dict[str, object] = {}
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._server: Server | None = None
@@ -49,9 +55,10 @@ class Network:
     async def listen(self, address: str) -> int:
         """Start one gRPC server for all that is served, and for health; return its port.
 
-        `address` is `host:port`, port 0 for any. Health says SERVING while `ready()` holds.
+        `address` is `host:port`, port 0 for any. Health says SERVING while `ready()` holds,
+        and while `alive()` does when it is asked about the service `live`.
         """
-        server = Server(self._servicers, self._ready)
+        server = Server(self._servicers, self._ready, self._alive)
         port = await server.start(address)
         self._server = server
         return port

@@ -30,6 +30,9 @@ from bourse.rpc.call import (
 )
 
 HEALTH = "grpc.health.v1.Health"
+LIVE = "live"
+"""What a liveness probe asks health about; every other name asks for readiness."""
+
 HEALTH_POLL_S = 1.0
 
 _OPTIONS = (
@@ -51,8 +54,13 @@ _AGE = (
 class Server:
     """A gRPC server for a set of servicers by service name, and the standard health service."""
 
-    def __init__(self, servicers: Mapping[str, object], ready: Callable[[], bool]) -> None:
-        served = {**servicers, HEALTH: _Health(ready)}
+    def __init__(
+        self,
+        servicers: Mapping[str, object],
+        ready: Callable[[], bool],
+        alive: Callable[[], bool],
+    ) -> None:
+        served = {**servicers, HEALTH: _Health(ready, alive)}
         endless = any(m.client_streaming for name in served for m in methods(name))
         self._server = grpc.aio.server(options=(*_OPTIONS, *(() if endless else _AGE)))
         self._streams: set[asyncio.Task[Any]] = set()
@@ -156,19 +164,26 @@ class _ServerStream:
 
 
 class _Health:
-    """The standard health service, for the process as a whole, whatever service is asked about."""
+    """The standard health service, for the process as a whole: is it ready, or is it alive.
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
+    The two differ. A process that catches up or drains is not ready, and must not be killed for it.
+    """
+
+    def __init__(self, ready: Callable[[], bool], alive: Callable[[], bool]) -> None:
         self._ready = ready
+        self._alive = alive
 
-    async def Check(self, _request: object, _context: Context) -> health_pb2.HealthCheckResponse:
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, _context: Context
+    ) -> health_pb2.HealthCheckResponse:
         statuses = health_pb2.HealthCheckResponse
+        good = self._alive() if request.service == LIVE else self._ready()
         return health_pb2.HealthCheckResponse(
-            status=statuses.SERVING if self._ready() else statuses.NOT_SERVING
+            status=statuses.SERVING if good else statuses.NOT_SERVING
         )
 
     async def Watch(
-        self, request: object, context: Context
+        self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         last = None
         while True:
