@@ -64,20 +64,29 @@ async def test_a_board_shows_what_was_used(database: Database) -> None:
 
 
 async def test_windows_of_one_seven_and_thirty_days(database: Database) -> None:
-    ages = {"today": 0, "yesterday": 1, "six": 6, "seven": 7, "twenty-nine": 29, "thirty": 30}
-    for name, days in ages.items():
-        await count(database, attempt(name, model=name, finished_ms=NOW_MS - days * DAY_MS))
+    midnight = NOW_MS - NOW_MS % DAY_MS
+    ages = {0, 1, 6, 7, 29, 30}
+    for days in ages:
+        start_ms = midnight - days * DAY_MS
+        for name, finished_ms in (("first", start_ms), ("last", start_ms + DAY_MS - 1)):
+            model = f"{days}-{name}"
+            await count(database, attempt(model, model=model, finished_ms=finished_ms))
+
+    def models_of(shown: set[int]) -> set[str]:
+        return {f"{days}-{name}" for days in shown for name in ("first", "last")}
+
     running, complete = Ranking(database), Ranking(database, running=False)
     for days in (1, 7, 30):
         response = await running.board(days)
         assert response.partial
-        assert {row.model for row in response.rows} == {n for n, age in ages.items() if age < days}
+        assert {row.model for row in response.rows} == models_of({a for a in ages if a < days})
+        assert {row.accounts for row in response.rows} == {1}
         assert response.end_ms - response.start_ms == days * DAY_MS
         assert response.start_ms <= NOW_MS < response.end_ms
         response = await complete.board(days)
         assert not response.partial
-        known = {name for name, age in ages.items() if 1 <= age <= days}
-        assert {row.model for row in response.rows} == known
+        known = {age for age in ages if 1 <= age <= days}
+        assert {row.model for row in response.rows} == models_of(known)
         assert response.end_ms == NOW_MS - NOW_MS % DAY_MS
 
 
