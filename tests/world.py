@@ -67,7 +67,7 @@ class World:
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("BOURSE_")},
             "BOURSE_VAR": str(var),
-            "BOURSE_PROVIDERS_EGRESS_ALLOW": "127.0.0.1",
+            "BOURSE_PROVIDERS_EGRESS_ALLOW": "127.0.0.0/8",
             **(env or {}),
         }
         for vendor_key in [name for name in self.env if name.endswith("_API_KEY")]:

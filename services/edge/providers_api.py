@@ -1,12 +1,11 @@
 """Registration: a provider lists itself, step by step. The registry decides; this translates."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
 from bourse.v1 import registry_pb2 as pb
 from bourse.v1.events_pb2 import Listing, ListingState, ProviderProfile
-from bourse.v1.registry_pb2_grpc import RegistryAsyncStub
 from services.edge import listings
 from services.edge.errors import ApiError
 from services.edge.http import Authorization, Json, asked, raw_headers
@@ -22,12 +21,18 @@ from services.edge.provider_bodies import (
 )
 from services.edge.records import iso
 
+if TYPE_CHECKING:
+    from bourse.v1.registry_pb2_grpc import RegistryAsyncStub
+
 ModelId = Annotated[str, Path(alias="id")]
 EndpointId = Annotated[str, Path(alias="id")]
 
 
 def routes(
-    identity: Identity, registry: RegistryAsyncStub, catalogue: listings.Listings, deadline_s: float
+    identity: Identity,
+    registry: "RegistryAsyncStub",
+    catalogue: listings.Listings,
+    deadline_s: float,
 ) -> APIRouter:
     router = APIRouter(prefix="/providers", tags=["Providers"], default_response_class=Json)
 
@@ -218,7 +223,7 @@ def shown(provider: pb.Provider) -> dict[str, Any]:
 
 
 async def _listings(
-    registry: RegistryAsyncStub, account: str, slug: str, deadline_s: float
+    registry: "RegistryAsyncStub", account: str, slug: str, deadline_s: float
 ) -> list[Listing]:
     found = await asked(
         registry.ListEndpoints(

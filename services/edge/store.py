@@ -62,6 +62,13 @@ async def key(connection: AsyncConnection, account: str, key_hash: str) -> Key |
     return None if row is None else _key(row)
 
 
+async def account_of_key(connection: AsyncConnection, key_hash: str) -> str | None:
+    """The account that has this key, or None."""
+    query = select(tables.key.c.account).where(tables.key.c.hash == key_hash)
+    found: str | None = (await connection.execute(query)).scalar_one_or_none()
+    return found
+
+
 async def keys(
     connection: AsyncConnection, account: str, offset: int, limit: int, include_disabled: bool
 ) -> Sequence[Key]:
