@@ -79,7 +79,7 @@ def _merge_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any], positio
     index = piece.get("index", position)
     call = calls.get(index)
     if call is None:
-        call = calls[index] = {"index": index, "id": "", "type": "function"}
+        call = calls[index] = {"id": "", "type": "function"}
     for name, value in piece.items():
         if name == "function":
             function = call.setdefault("function", {"name": "", "arguments": ""})
