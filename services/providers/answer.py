@@ -14,6 +14,13 @@ import httpx
 
 from bourse import rating
 from bourse.v1.events_pb2 import (
+    OUTCOME_CLIENT_LEFT,
+    OUTCOME_COMPLETED,
+    OUTCOME_CREDIT_EXHAUSTED,
+    OUTCOME_FAILED,
+    OUTCOME_HEDGE_LOST,
+    OUTCOME_LOST,
+    USAGE_SOURCE_UNSPECIFIED,
     AttemptFinished,
     LeaseSpend,
     Outcome,
@@ -30,12 +37,12 @@ CLIENT_CLOSED = 499
 
 _CHARGED = frozenset(
     {
-        Outcome.OUTCOME_COMPLETED,
-        Outcome.OUTCOME_CLIENT_LEFT,
-        Outcome.OUTCOME_CREDIT_EXHAUSTED,
+        OUTCOME_COMPLETED,
+        OUTCOME_CLIENT_LEFT,
+        OUTCOME_CREDIT_EXHAUSTED,
     }
 )
-_INSURED = frozenset({Outcome.OUTCOME_LOST, Outcome.OUTCOME_HEDGE_LOST})
+_INSURED = frozenset({OUTCOME_LOST, OUTCOME_HEDGE_LOST})
 _SURVIVES_A_CUT = frozenset({"cut", "timeout", "malformed"})
 
 
@@ -91,8 +98,9 @@ class Answer:
 
     def take(self, chunk: Chunk, meter: Meter) -> bool:
         """Note what a chunk says; return whether it holds content. Raises AttemptFailed."""
-        has_content = chunk.has_content
-        meter.take(chunk, chunk.content_bytes if has_content else 0)
+        content_bytes = chunk.content_bytes
+        has_content = content_bytes > 0 or chunk.has_content
+        meter.take(chunk, content_bytes, has_content)
         if chunk.upstream_id and not self._upstream_id:
             self._upstream_id = chunk.upstream_id
         if chunk.service_tier:
@@ -131,8 +139,8 @@ class Answer:
     def judge(self, failure: AttemptFailed) -> tuple["Outcome.ValueType", AttemptFailed | None]:
         """A failure after every finish reason has come takes nothing away from the answer."""
         if self.finished and failure.reason in _SURVIVES_A_CUT:
-            return Outcome.OUTCOME_COMPLETED, None
-        return Outcome.OUTCOME_FAILED, failure
+            return OUTCOME_COMPLETED, None
+        return OUTCOME_FAILED, failure
 
     def progress(self) -> AttemptFinished:
         """What a checkpoint says: the event's fields that are new since the intent."""
@@ -174,14 +182,14 @@ class Answer:
             event.lease_spends.extend(spends(self.holds, event.charge_nano))
         if self.meter is not None and self.meter.answered:
             event.status = 200
-        if outcome == Outcome.OUTCOME_COMPLETED:
+        if outcome == OUTCOME_COMPLETED:
             event.final = True
             return self._finished()
         return self._failed(outcome, failure, decided)
 
     def _count(self, event: AttemptFinished) -> None:
         counts: list[UnitCount] = []
-        source: UsageSource.ValueType = UsageSource.USAGE_SOURCE_UNSPECIFIED
+        source: UsageSource.ValueType = USAGE_SOURCE_UNSPECIFIED
         if self.meter is not None:
             counts, source = self.meter.counts()
             event.prompt_bytes = self.meter.prompt_bytes
@@ -229,5 +237,5 @@ class Answer:
             failed.field = failure.field
             event.status = failure.upstream_status or event.status
             decided = not (failed.another_may_help or failed.another_model_may_help)
-        event.final = decided and outcome != Outcome.OUTCOME_HEDGE_LOST
+        event.final = decided and outcome != OUTCOME_HEDGE_LOST
         return failed

@@ -19,8 +19,21 @@ import httpx
 import orjson
 
 from bourse.multiplex import Attempt, Left
-from bourse.v1.events_pb2 import Outcome
-from bourse.v1.generation_pb2 import CancelReason, Failed, Started
+from bourse.v1.events_pb2 import (
+    OUTCOME_CLIENT_LEFT,
+    OUTCOME_COMPLETED,
+    OUTCOME_CREDIT_EXHAUSTED,
+    OUTCOME_FAILED,
+    OUTCOME_HEDGE_LOST,
+    OUTCOME_LOST,
+    Outcome,
+)
+from bourse.v1.generation_pb2 import (
+    CANCEL_REASON_CLIENT_LEFT,
+    CANCEL_REASON_HEDGE_LOST,
+    Failed,
+    Started,
+)
 from bourse.v1.generation_pb2 import Chunk as ChunkFrame
 from services.providers import refusals, transport
 from services.providers.answer import CLIENT_CLOSED, Answer
@@ -80,7 +93,7 @@ class Generator:
             attempt.finish(_full())
             return
         answer = Answer(facts, event)
-        outcome: Outcome.ValueType = Outcome.OUTCOME_LOST
+        outcome: Outcome.ValueType = OUTCOME_LOST
         failure: AttemptFailed | None = _ours()
         decided = False
         try:
@@ -88,18 +101,18 @@ class Generator:
                 await self._answer(attempt, answer, served)
             if facts.hedged and not await attempt.accepted():
                 raise Left(attempt.cancel_reason)
-            outcome, failure = Outcome.OUTCOME_COMPLETED, None
+            outcome, failure = OUTCOME_COMPLETED, None
         except Left as left:
             outcome, failure = _left(left)
             decided = left.reason is not None
         except CreditExhausted:
-            outcome, failure, decided = Outcome.OUTCOME_CREDIT_EXHAUSTED, _credit_exhausted(), True
+            outcome, failure, decided = OUTCOME_CREDIT_EXHAUSTED, _credit_exhausted(), True
         except AttemptFailed as failed:
             outcome, failure = answer.judge(failed)
         except DeadlinePassed as late:
             outcome, failure = answer.judge(refusals.timed_out(late.overdue.value))
             if failure is not None and late.overdue is Overdue.TOTAL:
-                outcome, decided = Outcome.OUTCOME_LOST, True
+                outcome, decided = OUTCOME_LOST, True
         except Exception:
             log.exception("attempt %d of %s failed here", facts.attempt, facts.generation)
         finally:
@@ -247,7 +260,7 @@ class Generator:
             # Nothing was written, so nothing is billed; the intent stays for the next start.
             log.exception("attempt %s was not recorded", attempt.facts.generation)
             frame = Failed(
-                outcome=Outcome.OUTCOME_LOST,
+                outcome=OUTCOME_LOST,
                 status=500,
                 error_type="server",
                 message="The exchange could not record this request.",
@@ -279,8 +292,8 @@ def _ask(attempt: Attempt, answer: Answer) -> None:
 
 
 _OUTCOMES = {
-    CancelReason.CANCEL_REASON_CLIENT_LEFT: Outcome.OUTCOME_CLIENT_LEFT,
-    CancelReason.CANCEL_REASON_HEDGE_LOST: Outcome.OUTCOME_HEDGE_LOST,
+    CANCEL_REASON_CLIENT_LEFT: OUTCOME_CLIENT_LEFT,
+    CANCEL_REASON_HEDGE_LOST: OUTCOME_HEDGE_LOST,
 }
 
 
@@ -295,10 +308,10 @@ def _left(left: Left) -> tuple[Outcome.ValueType, AttemptFailed]:
             another_model_may_help=False,
         )
     if left.reason is not None:
-        return Outcome.OUTCOME_LOST, AttemptFailed(
+        return OUTCOME_LOST, AttemptFailed(
             status=504, error_type="timeout", message="The request's deadline passed."
         )
-    return Outcome.OUTCOME_LOST, _ours()
+    return OUTCOME_LOST, _ours()
 
 
 def _ours() -> AttemptFailed:
@@ -328,7 +341,7 @@ def _unknown_endpoint() -> AttemptFailed:
 
 def _full() -> Failed:
     return Failed(
-        outcome=Outcome.OUTCOME_FAILED,
+        outcome=OUTCOME_FAILED,
         status=503,
         error_type="server",
         message="This worker takes nothing new until its records are shipped.",

@@ -12,9 +12,16 @@ from typing import Any
 
 from bourse import rating
 from bourse.v1.events_pb2 import (
+    UNIT_COMPLETION,
+    UNIT_IMAGE,
+    UNIT_PROMPT,
+    UNIT_REASONING,
+    UNIT_REQUEST,
+    USAGE_SOURCE_HOUSE,
+    USAGE_SOURCE_UNSPECIFIED,
+    USAGE_SOURCE_UPSTREAM,
     LeaseSpend,
     PriceVersion,
-    Unit,
     UnitCount,
     UsageSource,
 )
@@ -106,9 +113,9 @@ class Meter:
         self.stop_at_bytes = self._bytes_for(left_nano)
         self.ask_at_bytes = self._bytes_for(left_nano - self._quantum_nano)
 
-    def take(self, chunk: Chunk, content_bytes: int) -> None:
-        """Count a chunk; `content_bytes` are those of its content, 0 if it has none."""
-        if content_bytes:
+    def take(self, chunk: Chunk, content_bytes: int, has_content: bool) -> None:
+        """Count a chunk, of so many bytes of text; content may also be media or a signature."""
+        if has_content:
             self.completion_bytes += content_bytes
             self._report_is_last = False
         if chunk.usage_refused:
@@ -120,7 +127,7 @@ class Meter:
     def counts(self) -> tuple[list[UnitCount], UsageSource.ValueType]:
         """Return the usage so far and where it came from; nothing before the upstream's 200."""
         if not self.answered:
-            return [], UsageSource.USAGE_SOURCE_UNSPECIFIED
+            return [], USAGE_SOURCE_UNSPECIFIED
         reported = self._believable()
         counts: dict[int, int] = {}
         by_house = False
@@ -128,18 +135,18 @@ class Meter:
             counts.update(_side(reported, prompt=True))
         else:
             by_house = True
-            counts[Unit.UNIT_PROMPT] = self._house_prompt()
+            counts[UNIT_PROMPT] = self._house_prompt()
         if reported is not None and reported.reports_completion and self._report_is_last:
             counts.update(_side(reported, prompt=False))
         else:
             by_house = True
-            counts[Unit.UNIT_COMPLETION] = int(self.completion_bytes * self._completion_ratio)
+            counts[UNIT_COMPLETION] = int(self.completion_bytes * self._completion_ratio)
         for entry in self._price.entries:
-            if entry.unit == Unit.UNIT_REQUEST:
-                counts[Unit.UNIT_REQUEST] = 1
-            elif entry.unit == Unit.UNIT_IMAGE and (images := self._count_images()):
-                counts[Unit.UNIT_IMAGE] = images
-        source = UsageSource.USAGE_SOURCE_HOUSE if by_house else UsageSource.USAGE_SOURCE_UPSTREAM
+            if entry.unit == UNIT_REQUEST:
+                counts[UNIT_REQUEST] = 1
+            elif entry.unit == UNIT_IMAGE and (images := self._count_images()):
+                counts[UNIT_IMAGE] = images
+        source = USAGE_SOURCE_HOUSE if by_house else USAGE_SOURCE_UPSTREAM
         return [UnitCount(unit=unit, count=count) for unit, count in counts.items()], source  # type: ignore[arg-type]
 
     def _believable(self) -> Usage | None:
@@ -156,7 +163,7 @@ class Meter:
                 prompt += count
             elif unit in rating.COMPLETION_UNITS:
                 completion += count
-                if unit == Unit.UNIT_REASONING:
+                if unit == UNIT_REASONING:
                     reasoning += count
         if self._hidden_reasoning:
             completion -= reasoning

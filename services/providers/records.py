@@ -14,7 +14,12 @@ from typing import Protocol
 from bourse import rating
 from bourse.event_log.envelope import envelope
 from bourse.event_log.spool import Spool, SpoolFull
-from bourse.v1.events_pb2 import AttemptFinished, Envelope, LeaseSpend, Outcome
+from bourse.v1.events_pb2 import (
+    OUTCOME_LOST,
+    AttemptFinished,
+    Envelope,
+    LeaseSpend,
+)
 from bourse.v1.generation_pb2 import AttemptFacts
 from services.providers.endpoints import Served
 
@@ -92,7 +97,7 @@ class Records:
                 event.MergeFromString(found.checkpoint)
             leases = [spend.lease for spend in event.lease_spends]
             del event.lease_spends[:]
-            event.outcome = Outcome.OUTCOME_LOST
+            event.outcome = OUTCOME_LOST
             event.error_type = "server"
             event.final = event.final or event.had_content
             event.insured_nano = provider_share_nano(event)
