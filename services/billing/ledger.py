@@ -7,14 +7,21 @@ customer's balance is a liability, so what a customer may spend is a positive ba
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from bourse import rating
-from bourse.v1.events_pb2 import AttemptFinished, Envelope, Outcome, PriceVersion, Unit
+from bourse.v1.events_pb2 import (
+    AttemptFinished,
+    Envelope,
+    LeaseSpend,
+    Outcome,
+    PriceVersion,
+    Unit,
+)
 
 BANK = "bank"
 PROMO = "promo"
@@ -58,7 +65,8 @@ class Attempt(NamedTuple):
     charge_nano: int
     insured_nano: int
     commission_nano: int
-    spends: tuple[tuple[str, int], ...]
+    spends: Mapping[str, int]
+    """Lease -> what the attempt took from it in all."""
     occurred_at_ms: int
     content_hash: bytes
     event: bytes
@@ -186,9 +194,7 @@ def read(envelope: Envelope) -> Attempt:
     list_nano = _rated_again(event)
     charge_nano, insured_nano = event.charge_nano, event.insured_nano
     commission_nano = _checked_sums(event, list_nano)
-    spends = tuple((spend.lease, spend.amount_nano) for spend in event.lease_spends)
-    if spends:
-        _check_spends(spends, charge_nano)
+    spends = _spends(event.lease_spends, charge_nano) if event.lease_spends else {}
     if (charge_nano or insured_nano) and not event.provider:
         raise Unpostable("incomplete", "a provider is owed but not named")
     return Attempt(
@@ -342,8 +348,12 @@ def _checked_sums(event: AttemptFinished, list_nano: int) -> int:
     return commission_nano
 
 
-def _check_spends(spends: Sequence[tuple[str, int]], charge_nano: int) -> None:
-    if any(not lease or amount_nano < 0 for lease, amount_nano in spends):
-        raise Unpostable("spend_mismatch", "a lease spend without a lease or below zero")
-    if sum(amount_nano for _, amount_nano in spends) > charge_nano:
+def _spends(spends: Iterable[LeaseSpend], charge_nano: int) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for spend in spends:
+        if not spend.lease or spend.amount_nano < 0:
+            raise Unpostable("spend_mismatch", "a lease spend without a lease or below zero")
+        total[spend.lease] = total.get(spend.lease, 0) + spend.amount_nano
+    if sum(total.values()) > charge_nano:
         raise Unpostable("spend_mismatch", f"leases spent beyond the charge of {charge_nano}")
+    return total

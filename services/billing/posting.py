@@ -185,13 +185,13 @@ async def _spend_leases(
     connection: AsyncConnection, paying: Sequence[Attempt], accounts: dict[str, Account]
 ) -> None:
     """Move what was charged from reserved to used; end the leases that this was the last of."""
-    ids = {lease for a in paying for lease, _ in a.spends}
+    ids = {lease for a in paying for lease in a.spends}
     if not ids:
         return
     leases = await lease_store.leases(connection, ids)
     touched = {}
     for a in paying:
-        for lease_id, amount_nano in a.spends:
+        for lease_id, amount_nano in a.spends.items():
             lease = leases.get(lease_id)
             if lease is None or lease.account != a.account:
                 continue  # the charge stands; only no loan of this account's is released

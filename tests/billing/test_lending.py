@@ -142,6 +142,14 @@ async def test_M14_a_lease_closed_before_its_events_ends_with_the_last_of_them(
     assert (await books.balance()).reserved_nano == 0
 
 
+async def test_M14_two_quanta_of_one_lease_are_one_charged_attempt(books: Books) -> None:
+    await books.grant(10 * CHARGE)
+    lease = (await books.lease(5 * CHARGE)).lease
+    await books.post(finished("01A", spends=[(lease, CHARGE - 10), (lease, 10)]))
+    await books.close(lease, 1, CHARGE)
+    assert (await books.balance()).reserved_nano == 0
+
+
 async def test_M14_a_lease_never_used_is_given_back_on_close(books: Books) -> None:
     await books.grant(CHARGE)
     lease = (await books.lease(CHARGE)).lease
