@@ -96,9 +96,11 @@ class Replay:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_get("/replay/requests", self._list)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5
+        )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port, shutdown_timeout=0.5)
+        site = web.TCPSite(self._runner, self._host, self._port)
         await site.start()
         server = site._server
         assert isinstance(server, asyncio.Server)
