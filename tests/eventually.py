@@ -1,7 +1,7 @@
 """Wait for something to become true, with a bound."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 BOUND_S = 20.0
 
@@ -11,3 +11,12 @@ async def eventually(holds: Callable[[], object], bound_s: float = BOUND_S) -> N
     async with asyncio.timeout(bound_s):
         while not holds():  # noqa: ASYNC110  there is nobody who could set an event
             await asyncio.sleep(0.002)
+
+
+async def comes_true(
+    holds: Callable[[], Awaitable[object]], bound_s: float = BOUND_S, every_s: float = 0.05
+) -> None:
+    """Return as soon as `await holds()` is true. TimeoutError when it does not come true in time."""
+    async with asyncio.timeout(bound_s):
+        while not await holds():
+            await asyncio.sleep(every_s)

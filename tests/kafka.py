@@ -133,6 +133,15 @@ class LocalBroker(Broker):
         """kill -9: nothing is flushed, nothing is said."""
         self._signal(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Freeze it: connections stay open, nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         self._signal(signal.SIGTERM)
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,17 +1,16 @@
 """Both worlds, started once for the whole run; stories that kill a part start it again."""
 
+import asyncio
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import asyncio
-import secrets
-
 import pytest
+from tests.otlp import Sink
 
 from tests import world as worlds
 from tests.kafka import Broker, missing
-from tests.otlp import Sink
 from tests.postgres import PostgresServer
 from tests.world import World
 

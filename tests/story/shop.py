@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -42,8 +43,9 @@ class Shop:
 
     def client(self, **options: Any) -> AsyncOpenAI:
         """The official client; only its base URL and key are ours."""
-        options = {"max_retries": 0, "timeout": 30, "api_key": self.world.key, **options}
-        return AsyncOpenAI(base_url=f"{self.world.url}/api/v1", **options)
+        base_url = f"{self.world.url}/api/v1"
+        given = {"base_url": base_url, "api_key": self.world.key, "max_retries": 0, "timeout": 30}
+        return AsyncOpenAI(**{**given, **options})
 
     def recorded(self, record: Record) -> None:
         self.upstream.exchange(record, path=self.path, any_request=True)
@@ -94,8 +96,6 @@ def tagged(*tags: str, stream: bool, without: tuple[str, ...] = ()) -> Callable[
 
 def events(record: Record) -> list[dict[str, Any]]:
     """A recorded stream's JSON events, read without any of Bourse's code."""
-    import json
-
     lines = record["body_text"].splitlines()
     datas = [line[5:].strip() for line in lines if line.startswith("data:")]
     return [json.loads(data) for data in datas if data and data != "[DONE]"]
@@ -111,6 +111,7 @@ def text_of(record: Record) -> str:
 
 async def posted(shop: Shop, generation: str) -> dict[str, Any]:
     """The record of a generation, once it can be read: within a second of its last chunk."""
+
     def read() -> Any:
         with shop.world.client() as client:
             reply = client.get("/api/v1/generation", params={"id": generation})

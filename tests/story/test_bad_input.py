@@ -18,7 +18,11 @@ def call(**changes: Any) -> dict[str, Any]:
 
 MALFORMED: list[tuple[str, bytes | dict[str, Any] | list[Any], str]] = [
     ("not JSON", b"{", ""),
-    ("bad UTF-8", b'{"model": "story/chat", "messages": [{"role": "user", "content": "\xff"}]}', ""),
+    (
+        "bad UTF-8",
+        b'{"model": "story/chat", "messages": [{"role": "user", "content": "\xff"}]}',
+        "",
+    ),
     ("an array", [], ""),
     ("a lone surrogate", b'{"model": "story/chat", "messages": "\\ud800"}', "messages"),
     ("nested beyond reason", b'{"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ""),
@@ -66,7 +70,9 @@ MALFORMED: list[tuple[str, bytes | dict[str, Any] | list[Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "field"), [m[1:] for m in MALFORMED], ids=[m[0] for m in MALFORMED])
+@pytest.mark.parametrize(
+    ("body", "field"), [m[1:] for m in MALFORMED], ids=[m[0] for m in MALFORMED]
+)
 def test_a_malformed_request_is_a_typed_4xx_that_names_the_field(
     world: World, body: bytes | dict[str, Any] | list[Any], field: str
 ) -> None:
