@@ -16,7 +16,7 @@ async def eventually(holds: Callable[[], object], bound_s: float = BOUND_S) -> N
 async def comes_true(
     holds: Callable[[], Awaitable[object]], bound_s: float = BOUND_S, every_s: float = 0.05
 ) -> None:
-    """Return as soon as `await holds()` is true. TimeoutError when it does not come true in time."""
+    """Return as soon as `await holds()` is true. TimeoutError when it is not true in time."""
     async with asyncio.timeout(bound_s):
-        while not await holds():
+        while not await holds():  # noqa: ASYNC110  it asks another process
             await asyncio.sleep(every_s)

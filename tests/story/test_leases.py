@@ -51,7 +51,8 @@ async def ask(client: AsyncOpenAI, shop: Shop) -> int:
 
 async def until_refused(clients: list[AsyncOpenAI], shop: Shop) -> tuple[int, list[int]]:
     """Ask every edge in turn until each refuses; return (served, the refusals)."""
-    served, refusals = 0, {}
+    served = 0
+    refusals: dict[int, int] = {}
     for number in itertools.cycle(range(len(clients))):
         if len(refusals) == len(clients):
             return served, list(refusals.values())

@@ -68,7 +68,9 @@ async def test_a_stream_is_the_recorded_text_then_one_usage(shop: Shop) -> None:
         lambda r: tagged(stream=True, without=("tools", "structured"))(r) and bool(r["chunk_lens"])
     )
     shop.recorded(record)
-    text, usages, ids = "", [], set()
+    text = ""
+    usages: list[Any] = []
+    ids = set()
     stream = await shop.client().chat.completions.create(
         model=shop.model, messages=HELLO, stream=True
     )
