@@ -49,7 +49,7 @@ async def decode(record: Record, reads: Iterable[bytes] | None = None) -> Answer
         record.get("content_type") or "", _reads(wire(record) if reads is None else reads)
     )
     answer = Answer()
-    calls: dict[int, ToolCall] = {}
+    calls: dict[tuple[int, int], ToolCall] = {}
     try:
         async for chunk in dialect_of(record["kind"]).chunks(events, preset):
             _add(answer, calls, chunk)
@@ -64,7 +64,7 @@ async def _reads(reads: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield data
 
 
-def _add(answer: Answer, calls: dict[int, ToolCall], chunk: Chunk) -> None:
+def _add(answer: Answer, calls: dict[tuple[int, int], ToolCall], chunk: Chunk) -> None:
     if chunk.usage is not None:
         answer.usage = chunk.usage
     for choice in chunk.choices:
@@ -76,7 +76,7 @@ def _add(answer: Answer, calls: dict[int, ToolCall], chunk: Chunk) -> None:
             answer.others.setdefault(key, []).extend(delta.get(key) or ())
         answer.others["refusal"] = answer.others.get("refusal", "") + (delta.get("refusal") or "")
         for part in delta.get("tool_calls") or ():
-            call = calls.setdefault(part["index"], ToolCall())
+            call = calls.setdefault((choice["index"], part["index"]), ToolCall())
             call.id = part.get("id") or call.id
             function = part.get("function") or {}
             call.name = function.get("name") or call.name

@@ -121,7 +121,7 @@ def _openai(documents: list[Any]) -> Expected:
                 index = part.get("index")
                 if index is None or index < 0:
                     index = ("whole", at)
-                call = calls.setdefault(index, ToolCall())
+                call = calls.setdefault((choice.get("index"), index), ToolCall())
                 call.id = call.id or part.get("id") or ""
                 function = part.get("function") or {}
                 call.name = call.name or function.get("name") or ""
@@ -135,7 +135,7 @@ def _openai(documents: list[Any]) -> Expected:
 def _openai_usage(usage: dict[str, Any]) -> dict[str, int]:
     of_prompt = usage.get("prompt_tokens_details") or {}
     of_output = usage.get("completion_tokens_details") or {}
-    prompt, output = usage["prompt_tokens"], usage["completion_tokens"]
+    prompt, output = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
     reasoning = of_output.get("reasoning_tokens") or 0
     cached = of_prompt.get("cached_tokens")
     for key in ("prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"):
@@ -191,10 +191,10 @@ def _anthropic(documents: list[Any]) -> Expected:
         read = usage.get("cache_read_input_tokens") or 0
         written = usage.get("cache_creation_input_tokens") or 0
         made.usage = {
-            "prompt": usage["input_tokens"] + read + written,
+            "prompt": (usage.get("input_tokens") or 0) + read + written,
             "cache_read": read,
             "cache_write": written,
-            "output": usage["output_tokens"],
+            "output": usage.get("output_tokens") or 0,
             "reasoning": (usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
         }
     return _finished(made, word)
