@@ -114,7 +114,7 @@ def refused(
         provider_code=_cut(code or kind, 64),
         upstream_status=status if upstream_status is None else upstream_status,
         retry_after_ms=retry_after_ms,
-        field=field,
+        field=_cut(field, 100),
         detail=_cut(text),
         **known,
     )
@@ -151,6 +151,10 @@ _RATE = re.compile(r"rate[ _]?limit|too many requests|resource_exhausted|throttl
 _REGION = re.compile(r"(location|country|region|territory)[a-z_ ]*(not |un)support")
 _NO_MODEL = re.compile(
     r"model_not_found|unknown model|no such model|model[^.]{0,80}(does not exist|not found)"
+)
+_PREFILL = re.compile(
+    r"prefill|(must|should|needs to) end with a (user|tool)|(last|final) message[a-z ]*"
+    r"(must|should|cannot|can't)[a-z ]*(user|assistant)"
 )
 _IMAGE = (
     (re.compile(r"image[^.]{0,60}(too large|exceeds?|maximum size)"), "image_too_large"),
@@ -189,6 +193,13 @@ def _by_words(status: int, words: str) -> dict[str, Any] | None:
                 400,
                 "context_length_exceeded",
                 "The request is longer than this model's context.",
+                another_may_help=True,
+            )
+        if _PREFILL.search(words):
+            return _input(
+                400,
+                "invalid_request",
+                "The provider does not continue an answer that the request begins.",
                 another_may_help=True,
             )
         if _MAX_TOKENS.search(words):

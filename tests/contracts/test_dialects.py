@@ -804,6 +804,50 @@ def test_S12_f13_out_of_budget_in_any_status_is_the_providers_fault(
 
 @each
 @pytest.mark.parametrize(
+    "text",
+    [
+        "This model does not support assistant message prefill.",
+        "The conversation must end with a user message.",
+        "Expected last role User or Tool: the last message must be from the user",
+    ],
+)
+def test_f21_a_refused_prefill_may_go_to_an_endpoint_that_takes_it(name: str, text: str) -> None:
+    failure = _dialect(name).failure(400, {}, SAYS[name](text))
+    assert (failure.status, failure.error_type) == (400, "invalid_request")
+    assert failure.another_may_help
+    assert not failure.counts_against_uptime
+
+
+@each
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (
+            400,
+            "max_tokens is too large: 9000. This model supports at most 4096",
+            "max_tokens_exceeded",
+        ),
+        (
+            400,
+            "Your request was rejected as a result of our safety system",
+            "content_policy_violation",
+        ),
+        (403, "Content violates usage guidelines", "content_policy_violation"),
+        (400, "Timeout while downloading the image from the given url", "image_download_failed"),
+        (400, "The server is overloaded", "provider_overloaded"),
+        (400, "Rate limit reached for requests", "rate_limit_exceeded"),
+        (400, "API key not valid. Please pass a valid API key.", "provider_unavailable"),
+        (400, "User location is not supported for the API use.", "permission_denied"),
+    ],
+)
+def test_f13_what_a_status_hides_is_read_in_the_words(
+    name: str, status: int, text: str, expected: str
+) -> None:
+    assert _dialect(name).failure(status, {}, SAYS[name](text)).error_type == expected
+
+
+@each
+@pytest.mark.parametrize(
     ("headers", "wait_ms"),
     [
         ({"retry-after": "7"}, 7_000),

@@ -72,6 +72,19 @@ async def test_M5_fields_that_both_reports_hold_are_never_added() -> None:
     }
 
 
+async def test_M5_writes_told_only_by_age_are_counted_by_age() -> None:
+    by_age = {"ephemeral_5m_input_tokens": 20, "ephemeral_1h_input_tokens": 30}
+    usage: dict[str, Any] = {"input_tokens": 1, "output_tokens": 2, "cache_creation": by_age}
+    chunks = await _read({"type": "message_start", "message": {}}, *_end(**usage))
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.counts == {
+        U.UNIT_PROMPT: 1,
+        U.UNIT_CACHE_WRITE: 20,
+        U.UNIT_CACHE_WRITE_1H: 30,
+        U.UNIT_COMPLETION: 2,
+    }
+
+
 async def test_thinking_is_within_the_output() -> None:
     chunks = await _read(
         {"type": "message_start", "message": {"usage": {"input_tokens": 1}}},
