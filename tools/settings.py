@@ -38,8 +38,11 @@ def classes(module: str) -> list[type[BaseSettings]]:
 
 def all_classes() -> dict[str, list[type[BaseSettings]]]:
     """Section → its settings classes: what services share, then each service's own."""
-    shared = {"Shared by all services": classes("bourse.settings")}
-    return shared | {name: classes(f"services.{name}.settings") for name in SERVICES}
+    return {
+        "Shared by all services": classes("bourse.settings"),
+        "The first start of `make run`": classes("services.quickstart"),
+        **{name: classes(f"services.{name}.settings") for name in SERVICES},
+    }
 
 
 def variables(settings: type[BaseSettings]) -> dict[str, str]:
