@@ -391,7 +391,7 @@ async def world(
     balance_nano: int = 10 * USD,
     body_limit_bytes: int = 1 << 20,
     routers: Sequence[Any] = (),
-    run_leases: bool = False,
+    identity: Identity | None = None,
 ) -> AsyncIterator[World]:
     network = Network()
     routing, lender, worker = FakeRouting(), FakeBilling(balance_nano), FakeWorker()
@@ -402,7 +402,7 @@ async def world(
     await workers.start()
     plans = PlanCache(network.connect("local:", RoutingStub))
     leases = LeasePool(network.connect("local:", BillingStub), "edge-1")
-    identity = Identity()
+    identity = identity or Identity()
     now_ms = time.time_ns() // 1_000_000
     key, secret = keys.mint(ACCOUNT, keys.INFERENCE, "test", now_ms)
     manager, management_secret = keys.mint(ACCOUNT, keys.MANAGEMENT, "test", now_ms)
@@ -418,14 +418,11 @@ async def world(
         trace_sample_ratio=0.0,
     )
     app = App(inference, pages(inference, routers, Ready()))
-    running = asyncio.create_task(leases.run()) if run_leases else None
     try:
         yield World(
             app, edge, identity, routing, lender, worker, secret, management_secret, leases
         )
     finally:
-        if running is not None:
-            running.cancel()
         plans.close()
         await leases.shutdown()
         await workers.close()
