@@ -34,6 +34,8 @@ PRICE_PICO_MAX = 1_000 * rating.PICO_PER_USD
 CHARGE_NANO_MAX = 10_000 * rating.NANO_PER_USD
 """The most one attempt may cost; beyond it a person looks first."""
 
+ATTEMPT_DIGITS_MAX = 9
+
 NEVER_MS = 1 << 62
 """Where credit that never expires stands in the order of draw-down."""
 
@@ -175,6 +177,14 @@ def attempt_id(generation: str, attempt: int) -> str:
 
 def reversal_id(generation: str, attempt: int) -> str:
     return f"{generation}:reversed:{attempt}"
+
+
+def attempt_key(event_id: str) -> tuple[str, int] | None:
+    """The (generation, attempt) that an event id names; None: it names no attempt."""
+    generation, _, number = event_id.partition(":attempt:")
+    if not generation or not number.isdecimal() or len(number) > ATTEMPT_DIGITS_MAX:
+        return None
+    return generation, int(number)
 
 
 def read(envelope: Envelope) -> Attempt:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.billing import lease_store, leases, notices, store
+from services.billing import lease_store, leases, notices, posting, store
 from services.billing.account import Account
 from services.billing.leases import Lease, Rule
 
@@ -102,13 +102,16 @@ async def close(
 ) -> bool:
     """Note that the edge is done with a lease, and end it if that is all that can come.
 
-    False if this edge has no such lease. What is in doubt waits for the workers' reports.
+    False if this edge has no such lease. What is in doubt waits for the workers' reports, and is
+    not the customer's to pay.
     """
     locked = await _locked(connection, lease_id, edge)
     if locked is None:
         return False
     lease, account = locked
-    lease.close(attempts, nano, in_doubt, now_ms)
+    doubts = tuple(in_doubt)
+    lease.close(attempts, nano, doubts, now_ms)
+    await posting.name_unserved(connection, account, doubts, now_ms)
     if lease.proven():
         account.release(lease.reclaim())
     await _save(connection, [lease], {account.id: account})

@@ -47,8 +47,9 @@ async def post_attempts(
     await _spend_leases(connection, paying, accounts)
     await store.save_accounts(connection, changed.values())
     await store.add_usage(connection, _usage(fresh))
-    charged_before = [key for key, stored in seen.items() if stored.charge_nano]
-    await _let_one_charge_stand(connection, paying, charged_before, changed, now_ms)
+    if paying:
+        refunds = await _refunds(connection, paying, seen)
+        await reverse_charges(connection, refunds, changed, now_ms)
     await notices.publish(connection, changed.values())
     return len(fresh)
 
@@ -62,17 +63,22 @@ async def reverse_charges(
     """Give charged attempts' charges back at the platform's cost, each once.
 
     `keys` are (generation, attempt); `accounts` are locked and get their new numbers saved.
+    Other accounts' attempts are left alone.
     """
+    if not keys:
+        return
     done = await store.reversed_already(connection, keys)
     wanted = {key for key in keys if ledger.reversal_id(*key) not in done}
-    events = await store.charged_events(connection, wanted)
+    found = await store.charged_events(connection, wanted)
+    events = {key: AttemptFinished.FromString(event) for key, event in found.items()}
+    events = {key: event for key, event in events.items() if event.account in accounts}
     if not events:
         return
     drawn = await store.customer_postings(connection, [ledger.attempt_id(*key) for key in events])
     transactions: list[Transaction] = []
     usage: dict[tuple[str, str, int], tuple[int, int]] = {}
     for key in sorted(events):
-        event = AttemptFinished.FromString(events[key])
+        event = events[key]
         ended_at_ms = event.started_at_ms + event.duration_ms
         account = accounts[event.account]
         postings = drawn[ledger.attempt_id(*key)]
@@ -88,6 +94,15 @@ async def reverse_charges(
     await store.save_accounts(
         connection, {t.account: accounts[t.account] for t in transactions}.values()
     )
+
+
+async def name_unserved(
+    connection: AsyncConnection, account: Account, event_ids: Iterable[str], now_ms: int
+) -> None:
+    """Note attempts of a locked account that no edge saw end; refund what they were charged."""
+    keys = {key for event_id in event_ids if (key := ledger.attempt_key(event_id)) is not None}
+    await store.insert_unserved(connection, account.id, keys, now_ms)
+    await reverse_charges(connection, keys, {account.id: account}, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,28 +227,31 @@ def _usage(fresh: Iterable[Attempt]) -> dict[tuple[str, str, int], tuple[int, in
     return used
 
 
-async def _let_one_charge_stand(
+async def _refunds(
     connection: AsyncConnection,
     paying: Iterable[Attempt],
-    charged_before: Iterable[tuple[str, int]],
-    accounts: dict[str, Account],
-    now_ms: int,
-) -> None:
-    """At most one charge per generation: the highest attempt's stands, whatever came first."""
-    charged: dict[str, list[int]] = {}
+    seen: Mapping[tuple[str, int], store.Seen],
+) -> set[tuple[str, int]]:
+    """The charges that may not stand: those unserved, and all but the highest of a generation.
+
+    The same attempts result whatever came first.
+    """
+    charged: dict[str, set[int]] = {}
     for a in paying:
-        charged.setdefault(a.generation, []).append(a.attempt)
-    for generation, attempt in charged_before:
-        if generation in charged:
-            charged[generation].append(attempt)
-    lower = [
-        (generation, attempt)
-        for generation, numbers in charged.items()
-        if len(numbers) > 1
-        for attempt in ledger.superseded(numbers)
-    ]
-    if lower:
-        await reverse_charges(connection, lower, accounts, now_ms)
+        charged.setdefault(a.generation, set()).add(a.attempt)
+    for (generation, number), stored in seen.items():
+        if stored.charge_nano and generation in charged:
+            charged[generation].add(number)
+    refunds = set()
+    accounts = {a.generation: a.account for a in paying}
+    for generation, number, account in await store.unserved(connection, charged):
+        if number in charged[generation] and accounts[generation] == account:
+            charged[generation].remove(number)
+            refunds.add((generation, number))
+    for generation, numbers in charged.items():
+        if len(numbers) > 1:
+            refunds.update((generation, number) for number in ledger.superseded(numbers))
+    return refunds
 
 
 async def _cover(connection: AsyncConnection, cause: Transaction, now_ms: int) -> None:

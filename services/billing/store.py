@@ -192,6 +192,35 @@ async def charged_events(
     return {(row[0], row[1]): row[2] for row in rows if (row[0], row[1]) in keys}
 
 
+async def insert_unserved(
+    connection: AsyncConnection, account_id: str, keys: Iterable[tuple[str, int]], now_ms: int
+) -> None:
+    rows = [
+        {"generation": generation, "attempt": number, "account": account_id, "named_at_ms": now_ms}
+        for generation, number in sorted(keys)
+    ]
+    c = t.unserved_attempt.c
+    await insert_if_absent(connection, t.unserved_attempt, rows, [c.attempt])
+
+
+async def unserved(
+    connection: AsyncConnection, generations: Collection[str]
+) -> set[tuple[str, int, str]]:
+    """(generation, attempt, account) of those attempts of which an edge saw no end."""
+    rows = await _unserved.rows(connection, list(generations))
+    return {(row[0], row[1], row[2]) for row in rows}
+
+
+_unserved = prepared(
+    select(
+        t.unserved_attempt.c.generation,
+        t.unserved_attempt.c.attempt,
+        t.unserved_attempt.c.account,
+    ).where(any_of(t.unserved_attempt.c.generation, "generations")),
+    "generations",
+)
+
+
 # The ledger
 
 

@@ -1,7 +1,7 @@
 """The tables of billing's database. README.md says what each is for.
 
-`attempt`, `credit_grant`, `ledger_transaction` and `entry` are append-only: the migration adds
-triggers that refuse UPDATE and DELETE. Everything else is a projection or a loan.
+Those in `APPEND_ONLY` are: the migration adds triggers that refuse UPDATE and DELETE. Everything
+else is a projection or a loan.
 """
 
 from sqlalchemy import (
@@ -92,6 +92,17 @@ attempt = Table(
     PrimaryKeyConstraint("generation", "attempt", name="attempt_pk"),
 )
 
+# Attempts that their edge saw no end of: were they charged, the platform pays instead.
+unserved_attempt = Table(
+    "unserved_attempt",
+    metadata,
+    Column("generation", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("account", Text, nullable=False),
+    Column("named_at_ms", Int64, nullable=False),
+    PrimaryKeyConstraint("generation", "attempt", "account", name="unserved_attempt_pk"),
+)
+
 ledger_transaction = Table(
     "ledger_transaction",
     metadata,
@@ -162,4 +173,4 @@ usage_day = Table(
 
 consumer_tables = tables(metadata)
 
-APPEND_ONLY = (attempt, credit_grant, ledger_transaction, entry)
+APPEND_ONLY = (attempt, unserved_attempt, credit_grant, ledger_transaction, entry)

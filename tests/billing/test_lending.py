@@ -204,6 +204,43 @@ async def test_a_lease_in_doubt_waits_for_the_workers(books: Books) -> None:
     assert await books.sweep() == 1
 
 
+@pytest.mark.parametrize("named_first", [True, False])
+async def test_an_attempt_whose_end_no_edge_saw_is_paid_by_the_platform(
+    books: Books, named_first: bool
+) -> None:
+    await books.grant(10 * CHARGE)
+    lease = (await books.lease(CHARGE)).lease
+    event = finished(spends=[(lease, CHARGE)])
+    if not named_first:
+        await books.post(event)
+    await books.close(lease, 0, 0, in_doubt=["01A:attempt:1", "nonsense", "01B:attempt:x"])
+    if named_first:
+        await books.post(event)
+    await books.close(lease, 0, 0, in_doubt=["01A:attempt:1"])
+    assert (await books.balance()).used_nano == 0
+    assert (await books.generation()).posted_nano == 0
+    assert (await books.ledger())["insurance"] == -CHARGE
+
+
+async def test_the_attempt_that_was_served_stands_beside_one_in_doubt(books: Books) -> None:
+    await books.grant(10 * CHARGE)
+    lease = (await books.lease(5 * CHARGE)).lease
+    await books.close(lease, 1, 60_000, in_doubt=["01A:attempt:2"])
+    await books.post(finished(attempt=2, spends=[(lease, CHARGE)]))
+    await books.post(finished(attempt=1, tokens=100, spends=[(lease, 60_000)]))
+    assert (await books.generation()).posted_nano == 60_000
+
+
+async def test_an_edge_cannot_have_another_accounts_charge_given_back(books: Books) -> None:
+    await books.grant(CHARGE, "alice")
+    await books.grant(CHARGE, "bob")
+    await books.post(finished(account="bob"))
+    lease = (await books.lease(1, "alice")).lease
+    await books.close(lease, 0, 0, in_doubt=["01A:attempt:1", "01C:attempt:1"])
+    await books.post(finished("01C", account="bob"))
+    assert (await books.balance("bob")).used_nano == 2 * CHARGE
+
+
 async def test_an_event_after_the_reclaim_still_posts(books: Books) -> None:
     await books.grant(CHARGE)
     lease = (await books.lease(CHARGE)).lease

@@ -10,7 +10,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-APPEND_ONLY = ("attempt", "credit_grant", "ledger_transaction", "entry")
+APPEND_ONLY = ("attempt", "unserved_attempt", "credit_grant", "ledger_transaction", "entry")
 
 
 def upgrade() -> None:
@@ -109,6 +109,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
+        "unserved_attempt",
+        sa.Column("generation", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("named_at_ms", Int64, nullable=False),
+        sa.PrimaryKeyConstraint("generation", "attempt", "account", name="unserved_attempt_pk"),
+    )
+    op.create_table(
         "usage_day",
         sa.Column("account", sa.Text(), nullable=False),
         sa.Column("key_hash", sa.Text(), nullable=False),
@@ -198,6 +206,7 @@ def downgrade() -> None:
     op.drop_table("credit_grant")
     op.drop_table("worker_report")
     op.drop_table("usage_day")
+    op.drop_table("unserved_attempt")
     op.drop_table("outbox")
     op.drop_table("ledger_transaction")
     op.drop_table("ledger_account")
