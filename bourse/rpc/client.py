@@ -133,7 +133,10 @@ class ClientStream:
         """Return when the other end has taken the call."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._call.wait_for_connection()
+                # Not `wait_for_connection`, which does not wait for the servicer to accept.
+                await self._call.initial_metadata()
+                if self._call.done():
+                    raise RpcError(await self._call.code(), await self._call.details() or "")
         except TimeoutError:
             raise RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "no connection in time") from None
         except TRANSPORT_ERRORS as error:
