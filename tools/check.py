@@ -23,7 +23,10 @@ CHECKS: dict[str, tuple[str, list[str]]] = {
     ),
     "types": ("types are strict", [str(BIN / "mypy"), "--no-error-summary"]),
     "format": ("code is formatted", [str(BIN / "ruff"), "format", "--check", "."]),
-    "lint": ("lint finds nothing", [str(BIN / "ruff"), "check", "--quiet", "."]),
+    "lint": (
+        "lint finds nothing",
+        [str(BIN / "ruff"), "check", "--quiet", "--output-format=concise", "."],
+    ),
     "imports": ("import contracts are kept", [str(BIN / "lint-imports"), "--no-logo"]),
     "proto": ("generated code is that of proto/", [PYTHON, "-m", "tools.proto", "--check"]),
     "lock": ("requirements/ holds what pyproject.toml asks", [PYTHON, "-m", "tools.check_locks"]),
