@@ -71,8 +71,9 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("max_tokens is a fraction", ask(max_tokens=1.5), "max_tokens"),
     ("max_tokens is true", ask(max_tokens=True), "max_tokens"),
     ("enormous max_tokens", ask(max_completion_tokens=10**15), "max_completion_tokens"),
-    ("max_tokens beyond 64 bits", b'{"model":"m","messages":[{"role":"user","content":"x"}],'
-     b'"max_tokens":99999999999999999999999}', "max_tokens"),
+    ("max_tokens beyond 64 bits",
+     b'{"messages":[{"role":"user","content":"x"}],"max_tokens":99999999999999999999999}',
+     "max_tokens"),
     ("temperature is a string", ask(temperature="hot"), "temperature"),
     ("temperature too high", ask(temperature=9), "temperature"),
     ("top_p is true", ask(top_p=True), "top_p"),

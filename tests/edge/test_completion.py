@@ -12,6 +12,7 @@ from tests.edge.world import (
     MODEL,
     answers,
     candidate,
+    eventually,
     fails,
     fails_after,
     finished,
@@ -183,9 +184,7 @@ async def test_S7_after_content_nothing_is_switched_and_the_stream_says_so() -> 
     assert error["error"]["code"] == 502
     assert error["error"]["metadata"]["error_type"] == "provider_unavailable"
     assert error["error"]["metadata"]["provider_code"] == "cut"
-    assert error["choices"] == [
-        {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
-    ]
+    assert error["choices"] == [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}]
     assert error["usage"]["cost"] == 0
     assert sum("usage" in event for event in asked.events if isinstance(event, dict)) == 1
 
@@ -323,8 +322,7 @@ async def test_a_client_that_leaves_before_content_is_cancelled_too() -> None:
         edge.routing.candidates = [candidate("a"), candidate("b", tier=1)]
         edge.worker.scripts["a"] = hangs
         asked = edge.begin()
-        while not edge.worker.attempts:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: edge.worker.attempts)
         asked.leave()
         await asked.over()
     assert asked.messages == []

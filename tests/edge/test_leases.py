@@ -12,7 +12,7 @@ from bourse.rpc import Network
 from bourse.v1.billing_pb2_grpc import BillingStub
 from bourse.v1.events_pb2 import AccountState
 from services.edge.leases import BillingUnreachable, Hold, InsufficientCredit, LeasePool, split
-from tests.edge.world import FakeBilling
+from tests.edge.world import FakeBilling, eventually
 
 ACCOUNT = "acct"
 
@@ -42,10 +42,13 @@ async def lending(
 
 async def settled(pool: LeasePool) -> None:
     """Let background calls end, then close everything."""
-    async with asyncio.timeout(5):
-        while pool._tasks:
-            await asyncio.sleep(0)
+    await quiet(pool)
     await pool.shutdown()
+
+
+async def quiet(pool: LeasePool) -> None:
+    """Return when no call to billing is under way."""
+    await eventually(lambda: not pool._tasks)
 
 
 async def take(pool: LeasePool, nano: int, floor: int | None = None) -> Hold:
@@ -192,8 +195,7 @@ async def test_leases_are_renewed_in_the_background_before_they_run_out() -> Non
         hold = pool.take(ACCOUNT, 100, 100)
         assert hold is not None
         hold.close()
-        while pool._tasks:
-            await asyncio.sleep(0)
+        await quiet(pool)
         assert billing.lease_calls == calls + 1
         clock.now += 15  # the first lease is over, the second is not
         hold = pool.take(ACCOUNT, 100, 100)
@@ -205,9 +207,7 @@ async def test_one_call_asks_for_many_accounts() -> None:
     async with lending(1_000_000) as (pool, billing):
         billing.gate = asyncio.Event()
         waiting = [
-            asyncio.create_task(
-                pool.hold(f"acct-{n}", floor_nano=10, want_nano=10, full_nano=10)
-            )
+            asyncio.create_task(pool.hold(f"acct-{n}", floor_nano=10, want_nano=10, full_nano=10))
             for n in range(50)
         ]
         for _ in range(3):

@@ -143,9 +143,7 @@ async def exchange() -> AsyncIterator[tuple[World, Neighbours, Listings]]:
 
 def listed(listings: Listings, listing: Listing, offset: int = 0) -> None:
     event = envelope("id", "Listing", "registry", listing.endpoint, listing.SerializeToString())
-    record = Record(
-        "catalog", 0, offset, listing.endpoint.encode(), event.SerializeToString(), 1
-    )
+    record = Record("catalog", 0, offset, listing.endpoint.encode(), event.SerializeToString(), 1)
     listings._read(record)
 
 
@@ -295,13 +293,13 @@ async def test_key_and_credits() -> None:
             key = (await client.get("/api/v1/key")).json()["data"]
             forbidden = await client.get("/api/v1/credits")
         async with edge.client(edge.management_key) as client:
-            credits = await client.get("/v1/credits")
+            money = await client.get("/v1/credits")
             own = (await client.get("/api/v1/key")).json()["data"]
     assert key["usage"] == 0.123456789
     assert key["rate_limit"]["requests"] == -1
     assert (key["is_management_key"], own["is_management_key"]) == (False, True)
     assert forbidden.status_code == 403
-    assert credits.text == '{"data":{"total_credits":10.000000001,"total_usage":0.000000005}}'
+    assert money.text == '{"data":{"total_credits":10.000000001,"total_usage":0.000000005}}'
 
 
 async def test_a_provider_registers_and_prices_become_whole_pico_usd() -> None:

@@ -129,9 +129,7 @@ class FakeBilling:
     def available_nano(self) -> int:
         return self.balance_nano - self.reserved_nano
 
-    async def Lease(
-        self, request: billing.LeaseRequest, context: Context
-    ) -> billing.LeaseResponse:
+    async def Lease(self, request: billing.LeaseRequest, context: Context) -> billing.LeaseResponse:
         self.lease_calls += 1
         if self.gate is not None:
             await self.gate.wait()
@@ -274,6 +272,13 @@ async def hangs(attempt: Attempt) -> None:
         await asyncio.Event().wait()
 
 
+async def eventually(check: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Return when the check holds; TimeoutError at the deadline."""
+    async with asyncio.timeout(timeout_s):
+        while not check():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)
+
+
 class Ready:
     alive = True
 
@@ -298,7 +303,7 @@ class World:
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=self.app),  # type: ignore[arg-type]
+            transport=httpx.ASGITransport(app=self.app),
             base_url="http://edge",
             headers={"authorization": f"Bearer {self.key if key is None else key}"},
         )
@@ -419,9 +424,7 @@ async def world(
     )
     app = App(inference, pages(inference, routers, Ready()))
     try:
-        yield World(
-            app, edge, identity, routing, lender, worker, secret, management_secret, leases
-        )
+        yield World(app, edge, identity, routing, lender, worker, secret, management_secret, leases)
     finally:
         plans.close()
         await leases.shutdown()
