@@ -6,6 +6,7 @@ they are written to `quickstart.env` in `var`; while that file names a key that 
 start keeps everything as it is.
 """
 
+import asyncio
 import hashlib
 import os
 import stat
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
 
+import httpx
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -32,6 +34,8 @@ from services.providers.settings import ServiceSettings as ProvidersSettings
 FILE = "quickstart.env"
 ACCOUNT_NAME = "quickstart"
 SANDBOX_MODEL = "sandbox/echo"
+USABLE_TIMEOUT_S = 30.0
+_ANY = ("0.0.0.0", "::")
 
 
 class QuickstartSettings(BaseSettings):
@@ -54,7 +58,8 @@ def starter(process: Process, settings: Settings) -> Callable[[], Awaitable[None
 
     async def started() -> None:
         edge = EdgeSettings()
-        url = f"http://{edge.host}:{edge.port}"
+        host = "127.0.0.1" if edge.host in _ANY else edge.host
+        url = f"http://{host}:{edge.port}"
         path = settings.var / FILE
         database = process.database(settings.database_url("edge", edge.database_url))
         values = _read(path)
@@ -72,16 +77,35 @@ def starter(process: Process, settings: Settings) -> Callable[[], Awaitable[None
                 "OPENAI_API_KEY": made.inference_key,
                 "BOURSE_MANAGEMENT_KEY": made.management_key,
             }
-        _write(path, {"OPENAI_BASE_URL": f"{url}/api/v1", **values})
-        guard = ProvidersSettings().guard(settings)
-        ollama = Http1Transport(guard.resolve)
-        listed = await house.register(
-            process.network.connect(LOCAL, RegistryStub), account, os.environ, ollama=ollama
-        )
+        ollama = Http1Transport(ProvidersSettings().guard(settings).resolve)
+        registry = process.network.connect(LOCAL, RegistryStub)
+        listed = await house.register(registry, account, os.environ, ollama=ollama)
         await ollama.aclose()
+        await _usable(url, values["OPENAI_API_KEY"])
+        _write(path, {"OPENAI_BASE_URL": f"{url}/api/v1", **values})
         print(_greeting(url, path, values, listed, created=created), flush=True)
 
     return started
+
+
+async def _usable(url: str, key: str) -> None:
+    """Wait until edge knows the key and the sandbox: both reach it as events."""
+
+    async def itself(host: str, port: int) -> list[tuple[str, int]]:
+        return [(host, port)]
+
+    client = Http1Transport(itself)
+    headers = {"authorization": f"Bearer {key}"}
+    async with asyncio.timeout(USABLE_TIMEOUT_S):
+        for path in ("/api/v1/key", f"/api/v1/models/{SANDBOX_MODEL}/endpoints"):
+            while True:
+                request = httpx.Request("GET", url + path, headers=headers)
+                response = await client.handle_async_request(request)
+                await response.aread()
+                if response.is_success:
+                    break
+                await asyncio.sleep(0.02)
+    await client.aclose()
 
 
 async def _account_of(database: Database, key: str) -> str:

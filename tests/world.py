@@ -6,8 +6,10 @@ Three worlds, the same services and the same HTTP in front of each:
 - `real`: one process per service, gRPC, Apache Kafka, PostgreSQL.
 """
 
+import base64
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -134,8 +136,8 @@ def one_process(var: Path, env: Mapping[str, str] | None = None, cpus: str | Non
     world.ports["edge"] = free_port()
     world.env["BOURSE_EDGE_PORT"] = str(world.ports["edge"])
     world.start("all")
-    wait_until("quickstart file", lambda: (var / "quickstart.env").exists() or _alive(world))
     world.ready()
+    wait_until("quickstart file", lambda: _alive(world) and (var / "quickstart.env").exists())
     values = dict(
         line.removeprefix("export ").split("=", 1)
         for line in (var / "quickstart.env").read_text().splitlines()
@@ -150,7 +152,7 @@ def _alive(world: World) -> bool:
     for name, process in world.processes.items():
         if process.poll() is not None:
             raise AssertionError(f"{name} ended: {world.output(name)[-3000:]}")
-    return False
+    return True
 
 
 def separate_processes(
@@ -168,7 +170,10 @@ def separate_processes(
         world.env[variable] = f"grpc://127.0.0.1:{world.ports[name]}"
     world.ports["edge"] = free_port()
     world.env["BOURSE_EDGE_PORT"] = str(world.ports["edge"])
-    world.env.setdefault("BOURSE_PROVIDERS_SEALING_KEY_FILE", str(var / "sealing.key"))
+    sealing_key = var / "sealing.key"
+    sealing_key.write_bytes(base64.b64encode(secrets.token_bytes(32)))
+    sealing_key.chmod(0o600)
+    world.env["BOURSE_PROVIDERS_SEALING_KEY_FILE"] = str(sealing_key)
     _run(world, "bourse.migrate")
     for name in ROUTES:
         start_service(world, name)
