@@ -13,6 +13,9 @@ from rich.text import Text
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON instead.")]
 
 MILLION = 1_000_000
+WIDTH = 1_000
+"""A line longer than the terminal is wrapped by the terminal, so that a key or a hash can be
+copied whole; Rich would cut it in two."""
 
 
 def as_json(value: Any) -> None:
@@ -20,18 +23,20 @@ def as_json(value: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows; what names things is never cut, and an absent value is a dash."""
+    """Print rows, each on one line; an absent value is a dash."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column)
     for row in rows:
         shown.add_row(*(Text("–" if value is None or value == "" else str(value)) for value in row))
-    Console().print(shown)
+    Console(width=WIDTH).print(shown)
 
 
 def facts(values: Mapping[str, Any]) -> None:
     """Print names and values, one a line."""
-    table(("", ""), ((name, _plain(value)) for name, value in values.items()))
+    longest = max(map(len, values), default=0)
+    for name, value in values.items():
+        print(f"{name:{longest}}  {_plain(value)}")
 
 
 def per_million(price: Any) -> str | None:
@@ -53,4 +58,6 @@ def usd(value: Any) -> str | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return usd(value)  # never 1e-05
     return str(value).lower() if isinstance(value, bool) else value

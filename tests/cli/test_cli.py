@@ -100,7 +100,7 @@ def bourse(
     monkeypatch.setenv("BOURSE_URL", stub.url)
     monkeypatch.setenv("BOURSE_KEY", "sk-test")
     monkeypatch.setenv("BOURSE_MANAGEMENT_KEY", "mk-test")
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "40")
 
     def run(*arguments: str, stdin: str = "") -> Told:
         monkeypatch.setattr(sys, "argv", ["bourse", *arguments])
@@ -124,12 +124,14 @@ def test_a_created_key_is_shown_with_the_warning_beside_it(bourse: Bourse, stub:
 
 
 def test_keys_are_listed_and_deleted_with_the_management_key(bourse: Bourse, stub: Stub) -> None:
-    key = {"name": "laptop", "label": "sk-…1", "hash": "abc", "usage": 0.25}
+    digest = "abc" * 21
+    key = {"name": "laptop", "label": "sk-…1", "hash": digest, "usage": 0.25}
     stub.answer("GET", "/api/v1/keys", {"data": [key]})
     stub.answer("DELETE", "/api/v1/keys/abc", {"deleted": True})
     listed = bourse("keys", "list")
     assert "laptop" in listed.out
     assert "0.25" in listed.out
+    assert digest in listed.out  # in one piece, however narrow the terminal
     assert bourse("keys", "delete", "abc").status == 0
     assert [asked.key for asked in stub.asked] == ["mk-test", "mk-test"]
 
@@ -292,13 +294,13 @@ def test_a_credential_without_a_secret_is_not_sent(bourse: Bourse, stub: Stub) -
 def test_a_generation_shows_its_attempts_and_cost_lines(bourse: Bourse, stub: Stub) -> None:
     data = {
         "id": "gen-1",
-        "total_cost": 0.5,
+        "total_cost": 0.00001,
         "provider_responses": [{"provider": "Acme", "status": 529}],
         "cost_lines": [{"unit": "prompt_tokens", "count": 12}],
     }
     stub.answer("GET", "/api/v1/generation?id=gen-1", {"data": data})
     told = bourse("generation", "gen-1")
-    for shown in ("0.5", "Acme", "529", "prompt_tokens", "12"):
+    for shown in ("0.00001", "Acme", "529", "prompt_tokens", "12"):
         assert shown in told.out
 
 
