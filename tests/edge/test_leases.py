@@ -218,6 +218,20 @@ async def test_one_call_asks_for_many_accounts() -> None:
         assert billing.lease_calls <= 2
 
 
+async def test_one_who_gives_up_waiting_does_not_take_the_answer_from_others() -> None:
+    async with lending(1_000_000) as (pool, billing):
+        billing.gate = asyncio.Event()
+        waiting = [asyncio.create_task(take(pool, 10)) for _ in range(3)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        billing.gate.set()
+        for hold in await asyncio.gather(*waiting[1:]):
+            hold.close()
+        assert billing.lease_calls == 1
+
+
 async def test_a_recalled_lease_ends_at_once() -> None:
     async with lending(1_000) as (pool, billing):
         (await take(pool, 10)).close()
@@ -326,6 +340,9 @@ async def _play(balance: int, script: list[tuple[str, int]]) -> None:
                 hold.close()
             held = sum(hold.total_nano for hold in holds)
             assert pool.held_nano == held
+            for lease in pool.leases_of(ACCOUNT):
+                used = lease.left_nano + lease.held_nano + lease.charged_nano
+                assert used == lease.granted_nano
             assert charged + held <= balance
         for hold in holds:
             hold.close()
