@@ -20,7 +20,7 @@ def next_version(
     asked: PriceVersion,
     existing: Sequence[PriceVersion],
     *,
-    id: str,  # noqa: A002
+    id: str,
     now_ms: int,
     commission_bps: int,
     increase_notice_ms: int,
@@ -53,6 +53,9 @@ def next_version(
         earliest_ms = now_ms + increase_notice_ms
     else:
         earliest_ms = (now_ms // MINUTE_MS + 1) * MINUTE_MS
+    taken = {other.effective_at_ms for other in existing}
+    while not asked.effective_at_ms and earliest_ms in taken:
+        earliest_ms += 1 if house else MINUTE_MS
     version.effective_at_ms = asked.effective_at_ms or earliest_ms
     if version.effective_at_ms < earliest_ms:
         raise Invalid(
@@ -61,7 +64,7 @@ def next_version(
             if dearer
             else "a decrease starts with the next full minute at the earliest",
         )
-    if any(version.effective_at_ms == other.effective_at_ms for other in existing):
+    if version.effective_at_ms in taken:
         raise Invalid("/effective_at", "another price starts at that moment")
     if not confirm:
         _check_jump(_before(existing, version.effective_at_ms), version, free=free)
