@@ -56,6 +56,8 @@ def usd(value: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
+    if value is None or value == "":
+        return "–"
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
