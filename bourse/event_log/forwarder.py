@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 RETENTION_S = 3600.0
 BATCH_LIMIT = 500
-BATCH_INTERVAL_S = 0.02
+BATCH_INTERVAL_S = 0.05
 """Under load, batches begin this far apart; the first record after a pause goes at once."""
 
 APPEND_TIMEOUT_S = 30.0
