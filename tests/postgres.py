@@ -67,8 +67,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 self._as_user(
                     "postgres", "-D", str(self._data), "-p", str(self.port), "-h", "127.0.0.1",
-                    "-k", str(self._directory), "-c", "fsync=off", "-c", "synchronous_commit=off",
-                    "-c", "full_page_writes=off", "-c", "max_connections=300",
+                    "-k", str(self._directory), "-c", "fsync=off", "-c", "max_connections=300",
                 ),
                 stdout=output, stderr=subprocess.STDOUT, cwd=self._directory,
                 start_new_session=True,

@@ -16,7 +16,7 @@ class NotAnEnvelope(Exception):
 
 
 def envelope(
-    id: str,  # noqa: A002 - the names of CloudEvents
+    id: str,
     type: str,  # noqa: A002
     source: str,
     subject: str,

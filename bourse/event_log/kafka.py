@@ -19,7 +19,7 @@ from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import CommitFailedError, KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
 from bourse.event_log.protocol import (
@@ -246,6 +246,7 @@ class KafkaBatch:
     """A batch of some of a member's partitions."""
 
     records: Sequence[Record]
+    starts: Mapping[int, int]
     next_offsets: Mapping[int, int]
     epochs: Mapping[int, int]
     member: "_Member"
@@ -270,9 +271,11 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]
         self._topic = topic
         self._positions = positions
         self._epochs: dict[int, int] = {}
+        self._next: dict[int, int] = {}
         self._assigned = asyncio.Event()
         self._fresh = True
         self._committed_at = 0.0
+        self._idle_polls = 0
         self._read_at = 0.0
         self._light = False
 
@@ -292,7 +295,11 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]
             async with asyncio.timeout(POLL_MS / 1000):
                 await self._assigned.wait()
         if not self._assigned.is_set():
+            self._idle_polls += 1
+            if self._idle_polls * POLL_MS > 2 * REBALANCE_TIMEOUT_MS:
+                raise KafkaError("the group gives this member no answer")
             return self._batch({})
+        self._idle_polls = 0
         if self._fresh and not await self._take():
             return self._batch({})
         rest_s = self._read_at + READ_INTERVAL_S - time.monotonic()
@@ -310,15 +317,17 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]
         A member that was put out without knowing it would fence the one that took over.
         """
         self._fresh = True
-        mine = {TopicPartition(self._topic, number): at for number, at in self.uncommitted.items()}
-        for partition in self.consumer.assignment():
-            if partition not in mine:
-                mine[partition] = await self.consumer.position(partition)
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                await self.consumer.commit(mine)
-        except KafkaError:
-            self._assigned.clear()  # until the group says what is ours
+        mine = {
+            partition: self._next[partition.partition]
+            for partition in self.consumer.assignment()
+            if partition.partition in self._next
+        }
+        if mine:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await self.consumer.commit(mine)
+            except CommitFailedError:
+                self._assigned.clear()  # until the group says what is ours
 
     async def commit(self) -> None:
         """Tell Kafka, for displays, how far the database is."""
@@ -340,7 +349,7 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]
         self._fresh = False
         partitions = sorted(self.consumer.assignment())
         if not partitions:
-            self._epochs = {}
+            self._epochs, self._next = {}, {}
             return True
         numbers = [partition.partition for partition in partitions]
         found = await self._positions.assigned(self._topic, numbers)
@@ -361,13 +370,17 @@ class _Member(ConsumerRebalanceListener):  # type: ignore[misc]
                 )  # fmt: skip
             self.consumer.seek(partition, max(offset, begin))
         self._epochs = {number: epoch for number, (_, epoch) in found.items()}
+        self._next = {number: offset for number, (offset, _) in found.items()}
         return True
 
     def _batch(self, found: Mapping[Any, Sequence[Any]]) -> KafkaBatch:
         records = _records(found)
         self._light = len(records) < READ_LIMIT // 2
         ends = {record.partition: record.offset + 1 for record in records}
-        return KafkaBatch(records, ends, {number: self._epochs[number] for number in ends}, self)
+        starts = {number: self._next[number] for number in ends}
+        self._next.update(ends)
+        epochs = {number: self._epochs[number] for number in ends}
+        return KafkaBatch(records, starts, ends, epochs, self)
 
 
 class _View:

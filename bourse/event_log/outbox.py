@@ -24,7 +24,7 @@ from bourse.event_log.tables import ConsumerTables
 log = logging.getLogger(__name__)
 
 SHIP_LIMIT = 500
-POLL_S = 0.5
+POLL_S = 1.0
 APPEND_TIMEOUT_S = 25.0
 BACK_OFF_S = (0.1, 5.0)
 

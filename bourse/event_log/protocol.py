@@ -65,6 +65,8 @@ class Batch(Protocol):
     """
 
     records: Sequence[Record]
+    starts: Mapping[int, int]
+    """Partition -> the position that the batch was read from: where the one before it ended."""
     next_offsets: Mapping[int, int]
     """Partition -> the offset to read next, once this batch's effects are stored."""
     epochs: Mapping[int, int]

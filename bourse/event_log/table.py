@@ -46,7 +46,7 @@ READ_LIMIT = 1000
 TAIL_BYTES = 8 * 1024 * 1024
 TAIL_RECORDS = 4 * READ_LIMIT
 PENDING_ENTRIES = 100_000
-COMPACT_AFTER = 1000
+TIDY_AFTER = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +58,7 @@ class _Topic:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     tail: deque[Record] = field(default_factory=deque)
     tail_bytes: int = 0
-    written: int = COMPACT_AFTER  # since the last compaction; the first append looks at once
+    written: int = TIDY_AFTER  # since the last tidying; the first append does it at once
 
     def grew(self, end: int) -> None:
         if end > self.end:
@@ -97,6 +97,7 @@ class TableBatch:
     """A batch of a topic's only partition."""
 
     records: Sequence[Record]
+    starts: Mapping[int, int]
     next_offsets: Mapping[int, int]
     epochs: Mapping[int, int]
     note: Callable[[int], None]
@@ -177,17 +178,21 @@ class TableLog:
         names = ".".join(quote(name, "") for name in (topic.name, group))
         lock = FileLock(self._path.with_name(f"{self._path.name}.{names}.lock"))
 
-        def batch(records: Sequence[Record], epoch: int) -> TableBatch:
+        def batch(records: Sequence[Record], start: int, epoch: int) -> TableBatch:
             if not records:
-                return TableBatch([], {}, {}, lambda _: None)
+                return TableBatch([], {}, {}, {}, lambda _: None)
             ends = {0: records[-1].offset + 1}
             return TableBatch(
-                records, ends, {0: epoch}, lambda end: self._note_commit(found, group, end)
+                records,
+                {0: start},
+                ends,
+                {0: epoch},
+                lambda end: self._note_commit(found, group, end),
             )
 
         try:
             while not lock.acquire():
-                yield batch([], 0)
+                yield batch([], 0, 0)
                 await asyncio.sleep(STANDBY_S)
             found = await self._created(topic.name)
             while True:
@@ -196,10 +201,11 @@ class TableLog:
                 if offset > found.end:
                     raise PositionBeyondEnd(topic.name, 0, offset, found.end)
                 async for records in self._records(found, offset):
-                    given = batch(records, epoch)
+                    given = batch(records, offset, epoch)
                     yield given
                     if given.abandoned:
                         break
+                    offset = given.next_offsets.get(0, offset)
         finally:
             lock.release()
 
@@ -256,8 +262,8 @@ class TableLog:
                 if not each.done.done():
                     each.done.set_result(None)
             for topic in {each.topic for each in waiting}:
-                if topic.row.compacted and topic.written >= COMPACT_AFTER:
-                    await self._compact(topic)
+                if topic.written >= TIDY_AFTER:
+                    await self._tidy(topic)
 
     async def _write(self, waiting: Sequence[_Waiting]) -> None:
         """Write appends and commits in one transaction, then wake the readers."""
@@ -278,13 +284,17 @@ class TableLog:
             topic.written += len(records)
             topic.grew(records[-1].offset + 1)
 
-    async def _compact(self, topic: _Topic) -> None:
+    async def _tidy(self, topic: _Topic) -> None:
+        left = 0
         try:
-            left = await self._writing.run(lambda file: file.compact(topic.row))
+            if topic.row.compacted:
+                left = await self._writing.run(lambda file: file.compact(topic.row))
+            else:
+                await self._writing.run(lambda file: file.forget(topic.row))
         except LogUnavailable:
             return  # nothing depends on it; a later append tries again
         # A topic of many keys is looked at less often, so that an append stays cheap.
-        topic.written = min(0, COMPACT_AFTER - left)
+        topic.written = min(0, TIDY_AFTER - left)
 
     def _note_commit(self, topic: _Topic, group: str, next_offset: int) -> None:
         """Remember a group's offset; it is written with the next append, or within a second."""

@@ -16,6 +16,8 @@ from bourse.event_log.protocol import Record
 
 BUSY_TIMEOUT_S = 10.0
 TOMBSTONE_KEPT_MS = 24 * 3600 * 1000
+RECORD_KEPT_MS = 30 * 24 * 3600 * 1000
+FORGET_LIMIT = 5000
 _SHIFT = 40
 
 # A topic is a range of places: its number above, the offset below. So the records of a topic need
@@ -193,3 +195,20 @@ class TableFile:
             "SELECT count(*) FROM log_entry WHERE place >= :first AND place < :stop", within
         ).fetchone()
         return int(left[0])
+
+    def forget(self, topic: TopicRow) -> None:
+        """Delete old records that every group has read, some at a time."""
+        base = topic.number << _SHIFT
+        self._connection.execute(
+            "DELETE FROM log_entry WHERE timestamp_ms < ? AND place IN ("
+            " SELECT place FROM log_entry WHERE place >= ? AND place < ? + ("
+            "  SELECT coalesce(min(next_offset), 0) FROM log_group WHERE number = ?)"
+            " ORDER BY place LIMIT ?)",
+            (
+                time.time_ns() // 1_000_000 - RECORD_KEPT_MS,
+                base,
+                base,
+                topic.number,
+                FORGET_LIMIT,
+            ),
+        )

@@ -16,6 +16,7 @@ from bourse.event_log import Batch, EventLog, Topic, dead_letter_topic
 from bourse.event_log.consumer import Consumer, Fenced, TooManyFailures, Transient
 from bourse.event_log.envelope import TOMBSTONE
 from bourse.event_log.outbox import Publisher, enqueue
+from bourse.event_log.replay import replay
 from bourse.v1.events_pb2 import Envelope, Quarantined
 from tests.contracts.event_logs import (
     World,
@@ -222,6 +223,24 @@ async def test_what_was_set_aside_reaches_the_dead_letter_topic_once(bench: Benc
     assert len(await bench.dead_letters()) == 1
 
 
+async def test_a_dead_letter_that_is_replayed_is_stored_once_it_can_be(bench: Bench) -> None:
+    await bench.publish("good", "bad", "worse")
+    publisher = Publisher(bench.database, consumer_tables, bench.log)
+    async with running(bench.consumer(failing_on("bad", "worse")), publisher):
+        await bench.until_read(3)
+    first, _ = await bench.dead_letters()
+
+    assert await replay(bench.database, consumer_tables, [first.id]) == 1
+    async with running(bench.consumer(), publisher):
+        await bench.until_read(4)
+        assert await bench.stored() == ["bad", "good"]
+        assert await replay(bench.database, consumer_tables) == 1
+        publisher.wake()
+        await bench.until_read(5)
+    assert await bench.stored() == ["bad", "good", "worse"]
+    assert await bench.dead_letters() == []
+
+
 async def test_when_everything_fails_the_consumer_stops_and_skips_nothing(bench: Bench) -> None:
     await bench.publish(*(f"event-{number}" for number in range(30)))
     consumer = bench.consumer(failing_on(*(f"event-{n}" for n in range(30))), failures_in_a_row=5)
@@ -334,6 +353,19 @@ async def test_the_position_never_moves_back(bench: Bench) -> None:
 
     assert await bench.position() == 4
     assert await bench.stored() == []
+
+
+async def test_a_database_that_was_set_back_is_given_again_what_it_forgot(bench: Bench) -> None:
+    """A fail-over lost its last commits, or a person asked for a replay, while we were reading."""
+    async with running(bench.consumer()):
+        await bench.publish("a", "b", "c")
+        await bench.until_read(3)
+        async with bench.database.begin() as connection:
+            await connection.execute(delete(inbox))
+            await connection.execute(update(consumer_tables.consumer_offset).values(next_offset=0))
+        await bench.publish("d")
+        await bench.until_read(4)
+    assert await bench.stored() == ["a", "b", "c", "d"]
 
 
 async def test_two_members_of_a_group_store_each_event_once(bench: Bench) -> None:
