@@ -16,7 +16,8 @@ The rules are those of docs/stream.md. A worker in the same process is reached w
 the same calls with the same windows.
 """
 
-from bourse.multiplex.attempt import Attempt, Handler, Left
+from bourse.multiplex.attempt import Attempt, Left
+from bourse.multiplex.attempts import Handler
 from bourse.multiplex.direct import DirectLink
 from bourse.multiplex.edge import StreamLink
 from bourse.multiplex.exchange import Broken, Exchange, NoWorker, WorkerLink

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from bourse.multiplex.attempt import Attempt, Attempts
+from bourse.multiplex.attempt import Attempt
+from bourse.multiplex.attempts import Attempts
 from bourse.multiplex.exchange import MAX_IN_FLIGHT, Exchange, Link
 from bourse.multiplex.worker import GenerationServicer
 from bourse.v1.generation_pb2 import AttemptFacts, RequestFrame, ResponseFrame
@@ -58,3 +59,6 @@ class _DirectAttempts(Attempts):
 
     def tell_content(self, attempt: Attempt, frame: ResponseFrame) -> None:
         self._link.receive(frame)
+
+    def drop(self, attempt: Attempt) -> None:
+        """Nothing waits here: what was sent has arrived."""

@@ -20,7 +20,7 @@ from bourse.multiplex.frames import (
     unpack,
 )
 from bourse.rpc import RpcError, Stream
-from bourse.v1.generation_pb2 import AttemptFacts, Body, Open, RequestFrame, ResponseFrame
+from bourse.v1.generation_pb2 import AttemptFacts, Body, RequestFrame, ResponseFrame
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,13 @@ class StreamLink(Link):
         if len(body) > MAX_PIECE_BYTES // 2:
             first = body[: max(0, MAX_PIECE_BYTES - facts.ByteSize())]
         more = len(first) < len(body)
-        opening = Open(remaining_ms=remaining_ms, facts=facts, body=first, more=more)
+        frame = RequestFrame(id=exchange.id)  # filled in place: one copy of the facts, not two
+        frame.open.remaining_ms = remaining_ms
+        frame.open.facts.CopyFrom(facts)
+        frame.open.body = first
+        frame.open.more = more
         try:
-            packed = pack(RequestFrame(id=exchange.id, open=opening))
+            packed = pack(frame)
         except ValueError:
             self.ended(exchange)
             raise

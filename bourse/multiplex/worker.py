@@ -6,7 +6,8 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
-from bourse.multiplex.attempt import Attempt, Attempts, Handler
+from bourse.multiplex.attempt import Attempt
+from bourse.multiplex.attempts import Attempts, Handler
 from bourse.multiplex.frames import MAX_MESSAGE_BYTES, GrammarError, Outbox, pack, unpack
 from bourse.rpc import Context, RpcError, StatusCode, Stream
 from bourse.v1.generation_pb2 import Drain, RequestFrame, ResponseFrame

@@ -6,7 +6,16 @@ from contextlib import AbstractAsyncContextManager, suppress
 
 import pytest
 
-from bourse.multiplex import Attempt, Broken, Exchange, Handler, Left, StreamLink, attempt, exchange
+from bourse.multiplex import (
+    Attempt,
+    Broken,
+    Exchange,
+    Handler,
+    Left,
+    StreamLink,
+    attempts,
+    exchange,
+)
 from bourse.multiplex.frames import WINDOW_BYTES
 from bourse.v1.events_pb2 import (
     OUTCOME_CLIENT_LEFT,
@@ -226,7 +235,7 @@ async def test_a_worker_that_does_not_answer_a_cancel_is_given_up(
 async def test_a_handler_that_ignores_being_left_is_cut(
     world: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "HANDLER_GRACE_S", 0.02)
+    monkeypatch.setattr(attempts, "HANDLER_GRACE_S", 0.02)
 
     async def handle(attempt: Attempt) -> None:
         await asyncio.Event().wait()
