@@ -67,6 +67,8 @@ class Received:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     served: asyncio.Event = field(default_factory=asyncio.Event)
     sent_bytes: int = 0
+    peer: object = None
+    """The client's end of the connection: requests with equal ones shared it."""
 
     @property
     def json(self) -> Any:
@@ -181,6 +183,7 @@ class Replay:
             dict(request.query),
             {name.lower(): value for name, value in request.headers.items()},
             await request.read(),
+            peer=request.transport and request.transport.get_extra_info("peername"),
         )
         self.requests.append(received)
         async with self._came:

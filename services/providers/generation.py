@@ -26,6 +26,7 @@ from bourse.v1.events_pb2 import (
     OUTCOME_FAILED,
     OUTCOME_HEDGE_LOST,
     OUTCOME_LOST,
+    AttemptFinished,
     Outcome,
 )
 from bourse.v1.generation_pb2 import (
@@ -80,8 +81,11 @@ class Generator:
         """The same, for attempts that nobody pays and no event tells of."""
         return Generator(self._endpoints, NoRecords(), self._upstream, self._bounds)
 
-    async def serve(self, attempt: Attempt, traceparent: str = "") -> None:
-        """Serve an attempt to its end. It never raises but when its task is cancelled."""
+    async def serve(self, attempt: Attempt, traceparent: str = "") -> AttemptFinished | None:
+        """Serve an attempt to its end; return the event that tells of it, if one does.
+
+        It never raises but when its task is cancelled.
+        """
         facts = attempt.facts
         served = self._endpoints.get(facts.endpoint)
         if served is None:
@@ -91,7 +95,7 @@ class Generator:
         except RecordsFull as full:
             log.warning("attempt refused: %s", full)
             attempt.finish(_full())
-            return
+            return None
         answer = Answer(facts, event)
         outcome: Outcome.ValueType = OUTCOME_LOST
         failure: AttemptFailed | None = _ours()
@@ -119,6 +123,7 @@ class Generator:
             self._end(attempt, answer, outcome, failure, decided, traceparent)
         if answer.response is not None and not answer.response.is_closed:
             await transport.release(answer.response)
+        return event
 
     async def _answer(self, attempt: Attempt, answer: Answer, served: Served | None) -> None:
         """Call the upstream and pass on what it says, until it has said all."""

@@ -6,10 +6,12 @@ from typing import Any
 
 import orjson
 
-from bourse.multiplex import Broken, DirectLink, GenerationServicer
+from bourse.multiplex import Attempt, Broken, DirectLink, GenerationServicer
 from bourse.rpc import Context
 from bourse.v1.generation_pb2 import AttemptFacts, Failed, ProbeRequest, ProbeResponse
+from services.providers import measures
 from services.providers.generation import Generator
+from services.providers.measures import Measures
 
 PROBE_TIMEOUT_MS = 60_000
 
@@ -18,9 +20,12 @@ class GenerationApi(GenerationServicer):
     """Serves attempts, and probes: attempts that the registry asks for, which nobody pays and no
     event tells of."""
 
-    def __init__(self, generator: Generator) -> None:
-        super().__init__(generator.serve)
-        self._probes = DirectLink(GenerationServicer(generator.unrecorded().serve), "probes")
+    def __init__(self, generator: Generator, measures: Measures) -> None:
+        super().__init__(self._serve)
+        self._generator = generator
+        self._measures = measures
+        self._unrecorded = generator.unrecorded()
+        self._probes = DirectLink(GenerationServicer(self._probe), "probes")
 
     async def Probe(self, request: ProbeRequest, _context: Context) -> ProbeResponse:
         """Call an endpoint with a canonical body, exactly as an attempt would."""
@@ -49,6 +54,20 @@ class GenerationApi(GenerationServicer):
         response.duration_ms = round((time.monotonic() - began) * 1000)
         response.message_json = orjson.dumps(message)
         return response
+
+    async def _serve(self, attempt: Attempt) -> None:
+        if attempt.facts.traceparent:
+            with measures.span(attempt.facts) as span:
+                event = await self._generator.serve(attempt, span.traceparent)
+                if event is not None:
+                    measures.describe(span, event)
+        else:
+            event = await self._generator.serve(attempt)
+        if event is not None:
+            self._measures.count(event)
+
+    async def _probe(self, attempt: Attempt) -> None:
+        await self._unrecorded.serve(attempt)
 
 
 def _say(response: ProbeResponse, failed: Failed) -> None:

@@ -22,6 +22,7 @@ from services.providers.endpoints import Endpoints, Watching
 from services.providers.generation import Bounds, Generator
 from services.providers.generation_api import GenerationApi
 from services.providers.http1 import Limits
+from services.providers.measures import Measures
 from services.providers.records import Records
 from services.providers.sandbox import SandboxTransport
 from services.providers.settings import ServiceSettings
@@ -54,7 +55,8 @@ async def start(process: Process, settings: Settings) -> None:
     endpoints = Endpoints(registry, own.sealer(settings), guard, process.instance)
     upstream = _upstream(own, guard)
     process.on_close(upstream.aclose)
-    api = GenerationApi(Generator(endpoints, records, upstream, _bounds(own)))
+    generator = Generator(endpoints, records, upstream, _bounds(own))
+    api = GenerationApi(generator, Measures(spool, records))
     process.network.serve(GenerationStub, api)
 
     billing = cast("BillingAsyncStub", process.network.connect(settings.billing_url, BillingStub))

@@ -7,6 +7,7 @@ import pytest
 
 from bourse import rating
 from bourse.v1.events_pb2 import (
+    Envelope,
     LeaseSpend,
     Outcome,
     PriceVersion,
@@ -16,6 +17,7 @@ from bourse.v1.events_pb2 import (
     UsageSource,
 )
 from services.providers.watchdog import Patience
+from tests.eventually import eventually
 from tests.providers.conftest import PATH, MakeWorker
 from tests.providers.worker import (
     DONE,
@@ -100,6 +102,29 @@ async def test_a_whole_reply_to_a_streamed_call_is_served_and_billed_alike(
     seen = await worker.run()
     assert seen.text == "Hello world"
     assert worker.event().charge_nano == cost_nano(12, 3)
+
+
+async def test_a_sampled_attempt_takes_its_trace_into_the_record_and_no_further(
+    worker: Worker, upstream: Replay
+) -> None:
+    upstream.answer(PATH, chunks=ANSWER)
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await worker.run(traceparent=traceparent)
+    (record,) = worker.spool.unshipped()
+    assert Envelope.FromString(record.value).traceparent == traceparent
+    assert "traceparent" not in upstream.requests[0].headers
+
+
+async def test_a_connection_is_used_again_also_when_its_end_comes_after_the_mark(
+    worker: Worker, upstream: Replay
+) -> None:
+    peers = set()
+    upstream.answer(PATH, chunks=[*ANSWER, b""], delays_s=[0.0] * len(ANSWER) + [0.05])
+    for attempt in (1, 2, 3):
+        await worker.run(attempt=attempt)
+        await eventually(lambda: not worker.servicer.tasks)
+        peers.add(upstream.requests[-1].peer)
+    assert len(peers) == 1
 
 
 async def test_S1_roles_and_pings_do_not_start_an_attempt(worker: Worker, upstream: Replay) -> None:

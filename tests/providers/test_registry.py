@@ -110,9 +110,12 @@ def listed(pico: int, **more: Any) -> PriceVersion:
     return PriceVersion(entries=[UnitPrice(unit=unit, price_pico=pico) for unit in units], **more)
 
 
-@pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
-    database = Database(f"sqlite:///{tmp_path}/providers.sqlite")
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def shop(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shop]:
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path}/providers.sqlite")
+    else:
+        database = Database(request.getfixturevalue("postgres").url)
     await migrate.upgrade(database, "providers")
     log = open_event_log(f"sqlite:///{tmp_path}/log.sqlite")
     await log.start()

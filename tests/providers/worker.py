@@ -10,7 +10,7 @@ import httpx
 import orjson
 
 from bourse.event_log.spool import Spool
-from bourse.multiplex import DirectLink, Exchange, GenerationServicer
+from bourse.multiplex import DirectLink, Exchange
 from bourse.v1.events_pb2 import (
     AttemptFinished,
     Envelope,
@@ -24,7 +24,9 @@ from services.providers.call import Credential, Endpoint
 from services.providers.egress import LOOPBACK, Guard
 from services.providers.endpoints import Served, dialect_named
 from services.providers.generation import Bounds, Generator
+from services.providers.generation_api import GenerationApi
 from services.providers.http1 import Limits
+from services.providers.measures import Measures
 from services.providers.presets import PLAIN
 from services.providers.records import Records
 from services.providers.sandbox import SandboxTransport
@@ -106,7 +108,7 @@ class Worker:
             self.upstream,
             self._bounds,
         )
-        self.servicer = GenerationServicer(self.generator.serve)
+        self.servicer = GenerationApi(self.generator, Measures(self.spool, self.records))
         self.link = DirectLink(self.servicer)
 
     async def close(self) -> None:
