@@ -12,7 +12,7 @@ The worker's end:
 
     network.serve(GenerationStub, GenerationServicer(handler))   # async def handler(attempt)
 
-The rules are those of docs/stream.md. A worker in the same process is reached without a stream, by
+The rules are in README.md beside this file. A worker in the same process is reached directly, by
 the same calls with the same windows.
 """
 
