@@ -2,8 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 BOUND_S = 20.0
+
+T = TypeVar("T")
 
 
 async def eventually(holds: Callable[[], object], bound_s: float = BOUND_S) -> None:
@@ -14,9 +17,10 @@ async def eventually(holds: Callable[[], object], bound_s: float = BOUND_S) -> N
 
 
 async def comes_true(
-    holds: Callable[[], Awaitable[object]], bound_s: float = BOUND_S, every_s: float = 0.05
-) -> None:
-    """Return as soon as `await holds()` is true. TimeoutError when it is not true in time."""
+    holds: Callable[[], Awaitable[T]], bound_s: float = BOUND_S, every_s: float = 0.05
+) -> T:
+    """Return the first true value of `await holds()`. TimeoutError when none comes in time."""
     async with asyncio.timeout(bound_s):
-        while not await holds():  # noqa: ASYNC110  it asks another process
+        while not (value := await holds()):
             await asyncio.sleep(every_s)
+        return value

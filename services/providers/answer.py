@@ -166,7 +166,7 @@ class Answer:
         event.had_content = self.had_content
         event.first_token_ms = self.first_token_ms
         event.upstream_id = self._upstream_id
-        event.finish_reason = self._finish_reason
+        event.finish_reason = "error" if outcome == OUTCOME_FAILED else self._finish_reason
         event.native_finish_reason = self._native_finish_reason
         event.duration_ms = round((time.monotonic() - self.opened_at) * 1000)
         self._count(event)

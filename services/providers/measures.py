@@ -57,7 +57,12 @@ def span(facts: AttemptFacts) -> telemetry.Span:
         f"{CHAT} {facts.model}",
         facts.traceparent,
         "client",
-        {OPERATION: CHAT, REQUEST_MODEL: facts.model, "bourse.attempt": facts.attempt},
+        {
+            OPERATION: CHAT,
+            REQUEST_MODEL: facts.model,
+            "bourse.generation": facts.generation,
+            "bourse.attempt": facts.attempt,
+        },
     )
 
 

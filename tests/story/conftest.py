@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.otlp import Sink
 
+from tests import kafka
 from tests import world as worlds
-from tests.kafka import Broker, missing
+from tests.kafka import Broker
+from tests.otlp import OtlpSink, otlp_sink
 from tests.postgres import PostgresServer
 from tests.world import World
 
@@ -24,24 +25,33 @@ def one_process_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
 
 
 @pytest.fixture(scope="session")
-def spans() -> Iterator[Sink]:
+def spans() -> Iterator[OtlpSink]:
     """Where the real world's processes send their traces."""
-    with Sink() as sink:
+    with otlp_sink() as sink:
         yield sink
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Broker]:
+    """A broker for the exchange alone: its topics have fixed names."""
+    found = kafka.find()
+    if isinstance(found, str):
+        kafka.missing(found)
+        raise AssertionError
+    yield found
+    found.stop()
 
 
 @pytest.fixture(scope="session")
 def real_world(
     tmp_path_factory: pytest.TempPathFactory,
-    kafka_found: Broker | str,
+    broker: Broker,
     postgres_found: PostgresServer | str,
-    spans: Sink,
+    spans: OtlpSink,
 ) -> Iterator[World]:
     """One process per service on Kafka, PostgreSQL and gRPC."""
-    for found in (kafka_found, postgres_found):
-        if isinstance(found, str):
-            missing(found)
-    assert isinstance(kafka_found, Broker)
+    if isinstance(postgres_found, str):
+        kafka.missing(postgres_found)
     assert isinstance(postgres_found, PostgresServer)
     server, prefix = postgres_found, f"story{secrets.token_hex(4)}"
 
@@ -51,7 +61,7 @@ def real_world(
 
     world = worlds.real(
         tmp_path_factory.mktemp("real"),
-        f"{kafka_found.url}/{prefix}-",
+        broker.url,
         database,
         {"BOURSE_OTLP_ENDPOINT": spans.endpoint, "BOURSE_TRACE_SAMPLE_RATIO": "1"},
     )

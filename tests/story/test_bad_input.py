@@ -1,6 +1,8 @@
 """Whatever a client sends, it gets a typed 4xx that names what is wrong; never a 500."""
 
+import http.client
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ MALFORMED: list[tuple[str, bytes | dict[str, Any] | list[Any], str]] = [
         "",
     ),
     ("an array", [], ""),
-    ("a lone surrogate", b'{"model": "story/chat", "messages": "\\ud800"}', "messages"),
+    ("a lone surrogate", b'{"model": "story/chat", "messages": "\\ud800"}', ""),
     ("nested beyond reason", b'{"model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ""),
     ("no messages", {"model": "story/chat"}, "messages"),
     ("messages a string", call(messages="hello"), "messages"),
@@ -88,13 +90,18 @@ def test_a_malformed_request_is_a_typed_4xx_that_names_the_field(
         assert error["metadata"]["field"] == field
 
 
-def test_a_body_above_the_limit_is_413_before_it_is_read(world: World) -> None:
-    with world.client() as client:
-        reply = client.post(
-            PATH, content=b"{", headers={"content-length": str(10**10), "connection": "close"}
-        )
-    assert reply.status_code == 413
-    assert reply.json()["error"]["metadata"]["error_type"] == "payload_too_large"
+def test_a_body_above_the_limit_is_413_before_it_is_sent(world: World) -> None:
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 10000000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", world.ports["edge"]), 10) as connection:
+        connection.sendall(head.encode())
+        reply = http.client.HTTPResponse(connection)
+        reply.begin()
+        error = json.loads(reply.read())["error"]
+    assert reply.status == error["code"] == 413
+    assert error["metadata"]["error_type"] == "payload_too_large"
 
 
 @pytest.mark.parametrize("key", ["", "nonsense", "sk-bourse-v1-" + "0" * 64])

@@ -71,22 +71,22 @@ async def event_of(world: World, generation: str) -> AttemptFinished:
 
 
 async def test_M12_a_worker_killed_between_spool_and_log_posts_once_after_its_restart(
-    real_world: World, kafka: Broker
+    real_world: World, broker: Broker
 ) -> None:
-    if not isinstance(kafka, LocalBroker):
+    if not isinstance(broker, LocalBroker):
         pytest.skip("the broker is not ours to stop")
     world = real_world
     account = await account_of(world)
     async with open_shop(world) as shop:
         answers(shop)
         before = await charged(world, account)
-        kafka.pause()  # from here nothing leaves the spool
+        broker.pause()  # from here nothing leaves the spool
         try:
             done = await ask(shop)
             assert done.choices[0].message.content == "hi"
             world.kill("providers.worker", signal.SIGKILL)
         finally:
-            kafka.resume()
+            broker.resume()
         assert await charged(world, account) == before
         worlds.start_service(world, "providers.worker")
         await posted(shop, done.id)
@@ -137,9 +137,9 @@ async def test_M13_replaying_the_topic_from_zero_changes_no_row(real_world: Worl
 
 
 async def test_O6_a_broker_killed_under_load_loses_nothing_and_doubles_nothing(
-    real_world: World, kafka: Broker
+    real_world: World, broker: Broker
 ) -> None:
-    if not isinstance(kafka, LocalBroker):
+    if not isinstance(broker, LocalBroker):
         pytest.skip("the broker is not ours to kill")
     world = real_world
     account = await account_of(world)
@@ -157,10 +157,10 @@ async def test_O6_a_broker_killed_under_load_loses_nothing_and_doubles_nothing(
 
         running = [asyncio.create_task(load()) for _ in range(8)]
         await eventually(lambda: len(served) >= 100)
-        await asyncio.to_thread(kafka.kill)
+        await asyncio.to_thread(broker.kill)
         at_kill = len(served)
         await eventually(lambda: len(served) >= at_kill + 100)  # served on, into the spool
-        await asyncio.to_thread(kafka.start)
+        await asyncio.to_thread(broker.start)
         at_start = len(served)
         await eventually(lambda: len(served) >= at_start + 100)
         stop.set()

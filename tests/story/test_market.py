@@ -1,14 +1,13 @@
 """One request walks through the whole exchange, on real parts."""
 
 import asyncio
-import json
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.otlp import Sink
 
 from tests import world as worlds
+from tests.otlp import OtlpSink
 from tests.story.ledger import balance_nano, trial_balance_nano
 from tests.story.shop import Shop, open_shop, posted, recorded
 from tests.world import World
@@ -26,7 +25,7 @@ DIALECTS = [
 
 @pytest.mark.parametrize(("dialect", "kind", "provider"), DIALECTS, ids=[d[0] for d in DIALECTS])
 async def test_the_second_provider_serves_is_paid_and_counted(
-    real_world: World, spans: Sink, dialect: str, kind: str, provider: str
+    real_world: World, spans: OtlpSink, dialect: str, kind: str, provider: str
 ) -> None:
     world = real_world
     record = recorded(
@@ -74,13 +73,17 @@ async def _boards_count(shop: Shop, answer: Any) -> None:
     await asyncio.to_thread(worlds.wait_until, "the boards count it", all_windows, 15)
 
 
-async def _one_trace(spans: Sink, generation: str) -> None:
-    """The spans that name the generation are of one trace, and of edge, worker and billing."""
+async def _one_trace(spans: OtlpSink, generation: str) -> None:
+    """The trace in which billing posted the generation began at edge and passed the worker."""
 
     def complete() -> bool:
-        mine = [span for span in spans.spans if generation in json.dumps(span.attributes)]
-        services = {name for span in mine for name in span.service.split(",")}
-        wanted = {"edge", "providers.worker", "billing"}
-        return wanted <= services and len({span.trace_id for span in mine}) == 1
+        about = [span for span in spans.spans if generation in str(span.attributes)]
+        of_billing = {s.trace_id for s in about if s.resource["service.name"] == "billing"}
+        if len(of_billing) != 1:
+            return False
+        services = {
+            span.resource["service.name"] for span in spans.spans if span.trace_id in of_billing
+        }
+        return {"edge", "providers.worker", "billing"} <= services
 
     await asyncio.to_thread(worlds.wait_until, "one trace over three services", complete, 20)
