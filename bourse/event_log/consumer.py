@@ -13,27 +13,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import bindparam, select, update
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bourse import telemetry
 from bourse.database import Database, insert_if_absent
-from bourse.event_log.envelope import NotAnEnvelope, envelope, read_envelope
-from bourse.event_log.outbox import enqueue
-from bourse.event_log.protocol import (
-    Batch,
-    EventLog,
-    LogUnavailable,
-    Record,
-    Topic,
-    dead_letter_topic,
-)
+from bourse.event_log.dead_letters import set_aside
+from bourse.event_log.envelope import read_envelope
+from bourse.event_log.protocol import Batch, EventLog, Record, Topic
 from bourse.event_log.tables import ConsumerTables, tables
-from bourse.v1.events_pb2 import Envelope, Quarantined
+from bourse.event_log.transient import BackOff, Transient, is_transient
+from bourse.v1.events_pb2 import Envelope
 
 __all__ = ["Consumer", "ConsumerTables", "Fenced", "TooManyFailures", "Transient", "tables"]
 
@@ -47,7 +40,6 @@ savepoint, so it keeps nothing outside the connection.
 """
 
 FAILURES_IN_A_ROW = 20
-BACK_OFF_S = (0.1, 5.0)
 ALIVE_S = 60.0
 REST_S = 0.2
 """Under load, batches begin this far apart, so that one transaction serves many events; the first
@@ -57,14 +49,6 @@ REST_BELOW = 500
 """A batch of so many records is large enough to go on without a rest."""
 
 LAG_S = 5.0
-REASON_LENGTH = 500
-
-# PostgreSQL's errors that pass: connection, rollback, resources, locks, operator, system.
-_TRANSIENT_STATES = ("08", "40", "53", "55", "57", "58")
-
-
-class Transient(Exception):
-    """A handler's way to say: not now. The batch is tried again, nothing is skipped."""
 
 
 class Fenced(Exception):
@@ -103,14 +87,25 @@ class Consumer:
         self.lag: int | None = None
         self.quarantined = 0
         self._lag_at = 0.0
+        self._labels = {"topic": topic.name, "group": group}
+        self._attributes = {
+            "messaging.operation.type": "process",
+            "messaging.destination.name": topic.name,
+            "messaging.consumer.group.name": group,
+        }
+        self._stored = telemetry.counter("bourse.consumer.events", "{event}", "Events stored")
+        self._set_aside = telemetry.counter(
+            "bourse.consumer.quarantined", "{event}", "Events set aside as dead letters"
+        )
 
     def alive(self) -> bool:
         """True while the loop turns, also while it waits for a database that is away."""
-        return time.monotonic() - self.polled_at < ALIVE_S
+        return self._poll_age_s() < ALIVE_S
 
     async def run(self) -> None:
         """Consume until cancelled. Raises TooManyFailures or PositionBeyondEnd."""
-        pauses = _Pauses()
+        back_off = BackOff()
+        self._measured()
         while True:
             self.polled_at = time.monotonic()
             try:
@@ -120,7 +115,7 @@ class Consumer:
                         self.polled_at = time.monotonic()
                         if batch.records:
                             await self._store_patiently(batch)
-                        pauses.reset()
+                        back_off.reset()
                         await self._measure()
                         if 0 < len(batch.records) < REST_BELOW:
                             rest_s = self.polled_at + REST_S - time.monotonic()
@@ -128,7 +123,7 @@ class Consumer:
             except Exception as error:
                 if not is_transient(error):
                     raise
-                await pauses.wait(f"consuming {self._topic.name} as {self._group}", error)
+                await back_off.wait(f"consuming {self._topic.name} as {self._group}", error)
 
     async def assigned(
         self, topic: str, partitions: Sequence[int]
@@ -166,7 +161,7 @@ class Consumer:
 
     async def _store_patiently(self, batch: Batch) -> None:
         """Store a batch, however long the database is away."""
-        pauses = _Pauses()
+        back_off = BackOff()
         while True:
             try:
                 await self._store(batch)
@@ -177,9 +172,10 @@ class Consumer:
             except Exception as error:
                 if not is_transient(error):
                     raise
-                await pauses.wait(f"storing events of {self._topic.name}", error)
+                await back_off.wait(f"storing events of {self._topic.name}", error)
                 self.polled_at = time.monotonic()
             else:
+                self._stored.add(len(batch.records), **self._labels)
                 self._after()
                 await batch.commit()
                 return
@@ -208,6 +204,7 @@ class Consumer:
             except BaseException:
                 self.quarantined = before
                 raise
+        self._set_aside.add(self.quarantined - before, **self._labels)
 
     async def _fence(self, connection: AsyncConnection, batch: Batch) -> dict[int, int]:
         """Lock the batch's partitions, check that they are ours; return failures in a row."""
@@ -281,7 +278,6 @@ class Consumer:
         error: Exception,
         failures: dict[int, int],
     ) -> None:
-        """Set a record aside, in the database and for `<topic>.dlq`, with where it came from."""
         if failures[record.partition] >= self._failures_max:
             raise TooManyFailures(
                 f"{self._failures_max} records of {record.topic}/{record.partition} failed in a"
@@ -289,102 +285,38 @@ class Consumer:
             ) from error
         failures[record.partition] += 1
         self.quarantined += 1
-        now_ms = time.time_ns() // 1_000_000
-        event_id = _event_id(record)
-        reason = str(error)[:REASON_LENGTH]
-        log.error(
-            "quarantined %s/%d@%d (%s): %s: %s",
-            record.topic, record.partition, record.offset, event_id, type(error).__name__, reason,
-        )  # fmt: skip
-        inserted = await insert_if_absent(
-            connection,
-            self._tables.dead_letter,
-            [
-                {
-                    "topic": record.topic,
-                    "partition": record.partition,
-                    "record_offset": record.offset,
-                    "group_name": self._group,
-                    "event_id": event_id,
-                    "error_class": type(error).__name__,
-                    "reason": reason,
-                    "key": record.key,
-                    "value": record.value,
-                    "created_at_ms": now_ms,
-                }
-            ],
-            [self._tables.dead_letter.c.id],
-        )
-        if not inserted:  # replayed; it is there already
-            return
-        source = f"{record.topic}/{record.partition}/{record.offset}"
-        message = Quarantined(
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            group=self._group,
-            event_id=event_id,
-            error_class=type(error).__name__,
-            reason=reason,
-            key=record.key,
-            value=record.value or b"",
-        )
-        wrapped = envelope(
-            id=f"{source}:quarantined:{self._group}",
-            type="Quarantined",
-            source=self._group,
-            subject=source,
-            data=message.SerializeToString(),
-        )
-        await enqueue(
-            connection,
-            self._tables,
-            dead_letter_topic(self._topic),
-            record.key,
-            wrapped.SerializeToString(),
-        )
+        await set_aside(connection, self._tables, self._topic, self._group, record, error)
 
     async def _handle_traced(self, connection: AsyncConnection, events: list[Envelope]) -> None:
-        await self._handle(connection, events)
+        """Handle events, each sampled one within a span of the trace that it came from."""
+        sampled = [each for each in events if each.traceparent]
+        with ExitStack() as spans:
+            if sampled:
+                name, attributes = self._topic.name, self._attributes
+                batch = telemetry.span(
+                    f"receive {name}", telemetry.sample(None, 1.0), "consumer", attributes
+                )
+                links = [spans.enter_context(batch).traceparent]
+                for each in sampled:
+                    about = {**attributes, "messaging.message.id": each.id}
+                    spans.enter_context(
+                        telemetry.span(
+                            f"process {name}", each.traceparent, "consumer", about, links
+                        )
+                    )
+            await self._handle(connection, events)
+
+    def _measured(self) -> None:
+        """Export what there is to know of this consumer."""
+        name = f"bourse.consumer.{self._group}.{self._topic.name}"
+        telemetry.gauge(f"{name}.lag", "{event}", "Events not stored yet", lambda: self.lag)
+        telemetry.gauge(f"{name}.poll_age", "s", "Since the loop turned", self._poll_age_s)
+
+    def _poll_age_s(self) -> float:
+        return time.monotonic() - self.polled_at
 
     async def _measure(self) -> None:
         now = time.monotonic()
         if now - self._lag_at >= LAG_S:
             self._lag_at = now
             self.lag = await self._log.lag(self._topic, self._group)
-
-
-class _Pauses:
-    """Back-off between tries."""
-
-    def __init__(self) -> None:
-        self._next_s = BACK_OFF_S[0]
-
-    def reset(self) -> None:
-        self._next_s = BACK_OFF_S[0]
-
-    async def wait(self, what: str, error: Exception) -> None:
-        log.warning("%s failed, again in %.1f s: %r", what, self._next_s, error)
-        await asyncio.sleep(self._next_s)
-        self._next_s = min(2 * self._next_s, BACK_OFF_S[1])
-
-
-def is_transient(error: BaseException) -> bool:
-    """True if the same call may succeed later without anyone changing code or data."""
-    if isinstance(error, Transient | LogUnavailable | OSError | TimeoutError | PoolTimeout):
-        return True
-    if isinstance(error, OperationalError | InterfaceError):
-        return True
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    # While it connects, the driver's own errors come as they are.
-    driver_error = error.orig if isinstance(error, DBAPIError) else error
-    state = str(getattr(driver_error, "sqlstate", None) or "")
-    return state.startswith(_TRANSIENT_STATES)
-
-
-def _event_id(record: Record) -> str:
-    try:
-        return read_envelope(record).id
-    except NotAnEnvelope:
-        return ""

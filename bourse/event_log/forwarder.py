@@ -1,14 +1,12 @@
 """Ships a spool's settled records to the event log, in order, exactly as they were spooled."""
 
 import asyncio
-import logging
 import time
 from contextlib import suppress
 
 from bourse.event_log.protocol import EventLog, LogUnavailable, Topic
 from bourse.event_log.spool import Settled, Spool
-
-log = logging.getLogger(__name__)
+from bourse.event_log.transient import BackOff
 
 RETENTION_S = 3600.0
 BATCH_LIMIT = 500
@@ -17,7 +15,6 @@ BATCH_INTERVAL_S = 0.05
 
 APPEND_TIMEOUT_S = 30.0
 HOUSEKEEPING_S = 10.0
-BACK_OFF_S = (0.1, 5.0)
 
 
 class Forwarder:
@@ -70,19 +67,14 @@ class Forwarder:
     async def _ship(self, records: list[Settled]) -> None:
         """Append a batch, however often the log has to be asked."""
         entries = [(record.key, record.value) for record in records]
-        pause_s, longest_s = BACK_OFF_S
+        back_off = BackOff()
         while True:
             try:
                 async with asyncio.timeout(self._append_timeout_s):
                     await self._log.append(self._topic, entries)
                 break
             except (LogUnavailable, TimeoutError, OSError) as error:
-                log.warning(
-                    "%d events wait in the spool, again in %.1f s: %r",
-                    self._spool.depth, pause_s, error,
-                )  # fmt: skip
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_s)
+                await back_off.wait(f"forwarding {self._spool.depth} spooled events", error)
         self._spool.mark_shipped(records)
 
     def _tidy(self) -> None:

@@ -22,6 +22,7 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import CommitFailedError, KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
 
+from bourse.event_log.log_limit import limit_logs
 from bourse.event_log.protocol import (
     Batch,
     CaughtUp,
@@ -31,6 +32,7 @@ from bourse.event_log.protocol import (
     Record,
     Topic,
 )
+from bourse.event_log.transient import BackOff
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,6 @@ COMMIT_S = 1.0
 SESSION_TIMEOUT_MS = 45_000
 HEARTBEAT_MS = 5_000
 REBALANCE_TIMEOUT_MS = 60_000
-BACK_OFF_S = (0.2, 5.0)
 RETENTION_MS = 30 * 24 * 3600 * 1000
 SEGMENT_MS = 6 * 3600 * 1000  # a compacted topic is compacted only in segments that are closed
 
@@ -71,7 +72,7 @@ class KafkaLog:
 
     async def start(self) -> None:
         """Connect to nothing yet: a worker must start, and spool, while Kafka is away."""
-        _limit_client_logs()
+        limit_logs("aiokafka")
 
     async def close(self) -> None:
         producer, self._producer = self._producer, None
@@ -146,7 +147,7 @@ class KafkaLog:
                 except BaseException:
                     await _stop(producer)
                     raise
-                _limit_client_logs()
+                limit_logs("aiokafka")
                 self._producer = producer
             return self._producer
 
@@ -163,7 +164,7 @@ class KafkaLog:
     # Consuming.
 
     async def consume(self, topic: Topic, group: str, positions: Positions) -> AsyncIterator[Batch]:
-        back_off = _BackOff()
+        back_off = BackOff()
         while True:
             member = _Member(topic.name, self._new_consumer(group), positions)
             try:
@@ -202,7 +203,7 @@ class KafkaLog:
     async def follow(
         self, topic: Topic, since_ms: int | None = None
     ) -> AsyncIterator[Sequence[Record] | CaughtUp]:
-        back_off = _BackOff()
+        back_off = BackOff()
         view = _View(topic.name, since_ms)
         while True:
             consumer = self._new_consumer(None)
@@ -438,19 +439,6 @@ class _View:
         return _records(found)
 
 
-class _BackOff:
-    def __init__(self) -> None:
-        self._next_s = BACK_OFF_S[0]
-
-    def reset(self) -> None:
-        self._next_s = BACK_OFF_S[0]
-
-    async def wait(self, what: str, error: Exception) -> None:
-        log.warning("%s failed, again in %.1f s: %r", what, self._next_s, error)
-        await asyncio.sleep(self._next_s)
-        self._next_s = min(2 * self._next_s, BACK_OFF_S[1])
-
-
 def _records(found: Mapping[Any, Sequence[Any]]) -> list[Record]:
     return [
         Record(each.topic, each.partition, each.offset, each.key or b"", each.value, each.timestamp)
@@ -486,7 +474,7 @@ async def _wait_for_leaders(admin: Any, names: list[str]) -> None:
 async def _start(client: Any) -> None:
     async with asyncio.timeout(CALL_TIMEOUT_S):
         await client.start()
-    _limit_client_logs()
+    limit_logs("aiokafka")
 
 
 async def _stop(client: Any) -> None:
@@ -522,37 +510,3 @@ def _partition(key: bytes | None, everyone: Sequence[int], _available: object) -
 def _retrieve(future: "asyncio.Future[Any]") -> None:
     if not future.cancelled():
         future.exception()
-
-
-class _RateLimit(logging.Filter):
-    """Lets a few records of each message pass per period, and then says how many it held back."""
-
-    EACH = 3
-    PERIOD_S = 10.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._periods: dict[tuple[str, str], tuple[float, int]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        name = (record.name, str(record.msg)[:80])
-        now = time.monotonic()
-        since, count = self._periods.get(name, (now, 0))
-        if now - since >= self.PERIOD_S:
-            if count > self.EACH:
-                record.msg = f"{record.msg} (and {count - self.EACH} like it)"
-            since, count = now, 0
-        if len(self._periods) > 1000:
-            self._periods.clear()
-        self._periods[name] = (since, count + 1)
-        return count < self.EACH
-
-
-_rate_limit = _RateLimit()
-
-
-def _limit_client_logs() -> None:
-    """A filter works only on the logger that it is on, so each of the client's gets it."""
-    for name in tuple(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "aiokafka":
-            logging.getLogger(name).addFilter(_rate_limit)  # adding it twice adds it once

@@ -4,7 +4,6 @@ A crash between the two loses nothing: the publisher finds the row at the next s
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -13,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, delete, insert, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bourse.database import Database
 from bourse.event_log.lock import FileLock
-from bourse.event_log.protocol import EventLog, LogUnavailable, Topic
+from bourse.event_log.protocol import EventLog, Topic
 from bourse.event_log.tables import ConsumerTables
-
-log = logging.getLogger(__name__)
+from bourse.event_log.transient import BackOff, is_transient
 
 SHIP_LIMIT = 500
 POLL_S = 1.0
 APPEND_TIMEOUT_S = 25.0
-BACK_OFF_S = (0.1, 5.0)
 
 
 async def enqueue(
@@ -82,18 +78,18 @@ class Publisher:
 
     async def run(self) -> None:
         """Ship until cancelled, whatever becomes of the database or the log."""
-        pause_s, longest_s = BACK_OFF_S
+        back_off = BackOff()
         try:
             while True:
                 self._wake.clear()
                 try:
                     shipped = await self.ship()
-                except (LogUnavailable, SQLAlchemyError, OSError, TimeoutError) as error:
-                    log.warning("outbox not shipped, again in %.1f s: %s", pause_s, error)
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, longest_s)
+                except Exception as error:
+                    if not is_transient(error):
+                        raise
+                    await back_off.wait("shipping the outbox", error)
                     continue
-                pause_s = BACK_OFF_S[0]
+                back_off.reset()
                 if shipped < SHIP_LIMIT:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):

@@ -226,8 +226,14 @@ class Spool:
 
     @property
     def oldest_age_s(self) -> float:
-        """How long the oldest unshipped record has waited; 0 when there is none."""
-        oldest = next(self._scan_unshipped(), None)
+        """How long the oldest unshipped record has waited; 0 when there is none.
+
+        Any thread may ask.
+        """
+        try:
+            oldest = next(self._scan_unshipped(), None)
+        except FileNotFoundError:  # shipped and deleted meanwhile
+            return 0.0
         return 0.0 if oldest is None else max(0.0, time.time() - oldest.time_ms / 1000)
 
     def _make_room(self) -> bool:

@@ -11,10 +11,11 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from bourse import telemetry
 from bourse.database import Database
 from bourse.event_log import Batch, EventLog, Topic, dead_letter_topic
 from bourse.event_log.consumer import Consumer, Fenced, TooManyFailures, Transient
-from bourse.event_log.envelope import TOMBSTONE
+from bourse.event_log.envelope import TOMBSTONE, envelope
 from bourse.event_log.outbox import Publisher, enqueue
 from bourse.event_log.replay import replay
 from bourse.v1.events_pb2 import Envelope, Quarantined
@@ -400,6 +401,22 @@ async def test_a_tombstone_is_given_as_one(bench: Bench) -> None:
     async with running(bench.consumer(handle)):
         await bench.until_read(1)
     assert [(each.type, each.subject) for each in seen] == [(TOMBSTONE, "the key")]
+
+
+async def test_a_sampled_event_is_handled_within_the_trace_it_came_from(bench: Bench) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    traces: list[str] = []
+
+    async def handle(connection: AsyncConnection, events: list[Envelope]) -> None:
+        traces.append(telemetry.current())
+
+    sampled = envelope("a", "Tested", "tests", "a", b"", parent).SerializeToString()
+    await bench.log.append(bench.topic, [(b"key", sampled)])
+    async with running(bench.consumer(handle)):
+        await bench.until_read(1)
+        await bench.publish("b")
+        await bench.until_read(2)
+    assert [trace.split("-")[1:2] for trace in traces] == [["0af7651916cd43dd8448eb211c80319c"], []]
 
 
 async def test_the_outbox_ships_what_was_committed_in_order(bench: Bench) -> None:

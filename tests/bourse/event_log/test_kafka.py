@@ -11,6 +11,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from bourse.event_log import CaughtUp, LogUnavailable, Topic, kafka
 from bourse.event_log.kafka import KafkaLog
+from bourse.event_log.log_limit import RateLimit
 from tests.kafka import LocalBroker
 
 NOBODY = "127.0.0.1:1"
@@ -130,7 +131,7 @@ def test_the_clients_logs_are_limited_and_say_what_was_held_back(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    limit = kafka._RateLimit()
+    limit = RateLimit()
 
     def passes() -> str | None:
         record = logging.LogRecord(
