@@ -443,3 +443,34 @@ async def test_closing_a_link_breaks_what_is_open_at_both_ends(world: Make) -> N
         if not isinstance(it.link, StreamLink):
             with pytest.raises(Broken):
                 it.link.open(facts(), b"", MINUTE_MS)
+
+
+async def test_what_runs_while_draining_keeps_its_windows_budget_and_cancel(world: Make) -> None:
+    body = b"x" * (2 * WINDOW_BYTES)
+    release = asyncio.Event()
+
+    async def handle(attempt: Attempt) -> None:
+        await attempt.started(Started())
+        await release.wait()
+        attempt.need_budget()
+        await attempt.budget()
+        await attempt.send(Chunk(choices=body))
+        await wait_until_left(attempt)
+
+    async with world(handle) as it:
+        open_exchange = it.link.open(facts(), b"", MINUTE_MS)
+        assert (await anext(open_exchange)).HasField("started")
+        draining = asyncio.create_task(it.servicer.drain())
+        await eventually(lambda: not it.link.usable)
+        release.set()
+        kinds = []
+        async with asyncio.timeout(20):
+            async for frame in open_exchange:
+                kinds.append(frame.WhichOneof("kind"))
+                if kinds[-1] == "need_budget":
+                    open_exchange.budget([])
+                elif kinds[-1] == "chunk":
+                    assert frame.chunk.choices == body
+                    open_exchange.cancel(CANCEL_REASON_CLIENT_LEFT)
+            await draining
+    assert kinds == ["need_budget", "chunk", "failed"]

@@ -19,10 +19,13 @@ from bourse.multiplex.frames import (
 )
 from bourse.rpc import Context, RpcError
 from bourse.v1.generation_pb2 import (
+    CANCEL_REASON_CLIENT_LEFT,
+    CANCEL_REASON_DEADLINE,
     Body,
     Cancel,
     Chunk,
     Credit,
+    Failed,
     Finished,
     GenerateRequest,
     GenerateResponse,
@@ -208,6 +211,66 @@ async def test_an_edge_that_speaks_of_unknown_attempts_is_only_counted() -> None
     await edge.done_writing()
     async with asyncio.timeout(10):
         await serving
+
+
+async def test_an_edge_that_has_closed_its_end_still_gets_its_answers() -> None:
+    edge, worker = pipe_ends()
+    release = asyncio.Event()
+
+    async def handle(attempt: Attempt) -> None:
+        await release.wait()
+        attempt.finish(Finished(upstream_id=str(attempt.has_left)))
+
+    servicer = GenerationServicer(handle)
+    serving = asyncio.create_task(servicer.Generate(worker, Context(None, "")))
+    await edge.deliver(request(OPEN))
+    await edge.done_writing()
+    await eventually(lambda: servicer.in_flight == 1)
+    release.set()
+    async with asyncio.timeout(10):
+        answer = await edge.read()
+        await serving
+    assert answer is not None
+    (frame,) = map(ResponseFrame.FromString, unpack(answer))
+    assert frame.finished.upstream_id == "False"
+
+
+async def test_a_worker_keeps_the_deadline_when_its_edge_does_not() -> None:
+    edge, worker = pipe_ends()
+
+    async def handle(attempt: Attempt) -> None:
+        await attempt.left()
+        attempt.finish(Failed(status=attempt.cancel_reason or 0))
+
+    servicer = GenerationServicer(handle)
+    serving = asyncio.create_task(servicer.Generate(worker, Context(None, "")))
+    await edge.deliver(request(RequestFrame(id=1, open=Open(remaining_ms=20, facts=facts()))))
+    async with asyncio.timeout(10):
+        answer = await edge.read()
+        await edge.done_writing()
+        await serving
+    assert answer is not None
+    (frame,) = map(ResponseFrame.FromString, unpack(answer))
+    assert frame.failed.status == CANCEL_REASON_DEADLINE
+
+
+async def test_a_cancel_is_written_once_and_before_content() -> None:
+    edge, worker = pipe_ends()
+    link = StreamLink(edge, "worker")
+    running = asyncio.create_task(link.run())
+    await eventually(lambda: link.usable)
+    exchange = link.open(facts(), b"x" * 100_000, 60_000)
+    for _ in range(3):
+        exchange.cancel(CANCEL_REASON_CLIENT_LEFT)
+    frames: list[RequestFrame] = []
+    async with asyncio.timeout(10):
+        while len(frames) < 2:
+            message = await worker.read()
+            assert message is not None
+            frames += map(RequestFrame.FromString, unpack(message))
+    assert [frame.WhichOneof("kind") for frame in frames] == ["open", "cancel"]
+    await link.close()
+    await running
 
 
 def response(*frames: ResponseFrame) -> bytes:
