@@ -331,3 +331,21 @@ def pipe_ends() -> tuple[End, End]:
     one, other = End(faults), End(faults)
     one.other, other.other = other, one
     return one, other
+
+
+async def test_what_had_arrived_before_a_stream_broke_is_read_first() -> None:
+    edge, worker = pipe_ends()
+    link = StreamLink(edge, "worker")
+    running = asyncio.create_task(link.run())
+    await eventually(lambda: link.usable)
+    whole, cut_off = link.open(facts(), b"", 60_000), link.open(facts(), b"", 60_000)
+    finished = ResponseFrame(id=1, finished=Finished())
+    started = ResponseFrame(id=2, started=Started())
+    await worker.deliver(response(STARTED, CHUNK, finished, started))
+    await eventually(lambda: link.in_flight == 1)
+    worker.cut()
+    await running
+    assert [f.WhichOneof("kind") async for f in whole] == ["started", "chunk", "finished"]
+    assert (await anext(cut_off)).HasField("started")
+    with pytest.raises(Broken, match="the pipe was cut"):
+        await anext(cut_off)
