@@ -111,12 +111,10 @@ class LocalBroker(Broker):
     def start(self) -> None:
         """Start it and wait until a client gets its metadata."""
         output = (self._directory / "output.txt").open("ab")
-        archive = LIBS.parent / "kafka.jsa"
-        share = f"-XX:SharedArchiveFile={archive}" if archive.exists() else "-Xshare:auto"
         self._process = subprocess.Popen(
             [
                 "java", "-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
-                "-XX:-UsePerfData", share, "-cp", f"{LIBS}/*",
+                "-XX:-UsePerfData", "-cp", f"{LIBS}/*",
                 f"-Dlog4j2.configurationFile={self._directory}/log4j2.xml",
                 "kafka.Kafka", str(self._directory / "server.properties"),
             ],
@@ -131,7 +129,10 @@ class LocalBroker(Broker):
 
     def kill(self) -> None:
         """kill -9: nothing is flushed, nothing is said."""
-        self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
+            self._process = None
 
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing is answered."""
@@ -143,22 +144,11 @@ class LocalBroker(Broker):
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        self._signal(signal.SIGTERM)
+        self.kill()  # what it holds is thrown away
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def output(self) -> str:
         return (self._directory / "output.txt").read_text(errors="replace")[-4000:]
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(number)
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(20)
-        self._process = None
 
 
 class ComposeBroker(Broker):
@@ -244,7 +234,7 @@ def _fetch_jars() -> str:
     if done.exists():
         return ""
     if shutil.which("mvn") is None:
-        return "no Maven to fetch Kafka's jars with"
+        return "" if any(LIBS.glob("kafka-server-*.jar")) else "no Maven to fetch Kafka's jars with"
     ran = subprocess.run(
         ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies",
          "-DincludeScope=runtime", f"-DoutputDirectory={LIBS}"],

@@ -69,12 +69,14 @@ class KafkaLog:
         self._starting = asyncio.Lock()
         self._consumers: dict[Any, tuple[str, str]] = {}  # client -> (topic, group)
         self._ending: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def start(self) -> None:
         """Connect to nothing yet: a worker must start, and spool, while Kafka is away."""
         limit_logs("aiokafka")
 
     async def close(self) -> None:
+        self._closed = True
         producer, self._producer = self._producer, None
         ends = [_stop(consumer) for consumer in tuple(self._consumers)]
         if producer is not None:
@@ -128,6 +130,7 @@ class KafkaLog:
 
     async def _running_producer(self) -> Any:
         async with self._starting:
+            self._check_open()
             if self._producer is None:
                 producer = _kafka.AIOKafkaProducer(
                     bootstrap_servers=self._bootstrap,
@@ -166,6 +169,7 @@ class KafkaLog:
     async def consume(self, topic: Topic, group: str, positions: Positions) -> AsyncIterator[Batch]:
         back_off = BackOff()
         while True:
+            self._check_open()
             member = _Member(topic.name, self._new_consumer(group), positions)
             try:
                 await _start(member.consumer)
@@ -206,6 +210,7 @@ class KafkaLog:
         back_off = BackOff()
         view = _View(topic.name, since_ms)
         while True:
+            self._check_open()
             consumer = self._new_consumer(None)
             try:
                 await _start(consumer)
@@ -223,6 +228,10 @@ class KafkaLog:
             finally:
                 self._consumers.pop(consumer, None)
                 await _stop(consumer)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LogUnavailable("the event log is closed")
 
     def _new_consumer(self, group: str | None) -> Any:
         return _kafka.AIOKafkaConsumer(
