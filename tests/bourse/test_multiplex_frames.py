@@ -349,3 +349,36 @@ async def test_what_had_arrived_before_a_stream_broke_is_read_first() -> None:
     assert (await anext(cut_off)).HasField("started")
     with pytest.raises(Broken, match="the pipe was cut"):
         await anext(cut_off)
+
+
+async def test_content_that_waits_when_its_cancel_arrives_is_not_written() -> None:
+    edge, worker = pipe_ends()
+    sent = []
+
+    async def handle(attempt: Attempt) -> None:
+        await attempt.started(Started())
+        for _ in range(8):
+            await attempt.send(Chunk(choices=PIECE))
+        sent.append(attempt.id)
+        await attempt.left()
+        attempt.finish(Finished())
+
+    servicer = GenerationServicer(handle)
+    serving = asyncio.create_task(servicer.Generate(worker, Context(None, "")))
+    # Nobody reads, so the pipe is full of the first ones' content, and the last one's waits.
+    for number in range(1, 5):
+        await edge.deliver(request(RequestFrame(id=number, open=OPEN.open)))
+    await eventually(lambda: len(sent) == 4)
+    await edge.deliver(request(RequestFrame(id=4, cancel=Cancel(reason=1))))
+    await eventually(lambda: servicer.in_flight == 3)
+    frames: list[ResponseFrame] = []
+    async with asyncio.timeout(10):
+        while not any(frame.id == 4 and frame.HasField("finished") for frame in frames):
+            message = await edge.read()
+            assert message is not None
+            frames += map(ResponseFrame.FromString, unpack(message))
+    assert sum(frame.id == 4 and frame.HasField("chunk") for frame in frames) < 8
+    edge.cut()
+    with pytest.raises(RpcError):
+        await serving
+    await eventually(lambda: servicer.in_flight == 0)
