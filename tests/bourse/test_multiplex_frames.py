@@ -369,7 +369,7 @@ async def test_content_that_waits_when_its_cancel_arrives_is_not_written() -> No
     for number in range(1, 5):
         await edge.deliver(request(RequestFrame(id=number, open=OPEN.open)))
     await eventually(lambda: len(sent) == 4)
-    await edge.deliver(request(RequestFrame(id=4, cancel=Cancel(reason=1))))
+    await edge.deliver(request(RequestFrame(id=4, cancel=Cancel(reason=CANCEL_REASON_CLIENT_LEFT))))
     await eventually(lambda: servicer.in_flight == 3)
     frames: list[ResponseFrame] = []
     async with asyncio.timeout(10):
