@@ -121,6 +121,7 @@ def test_the_operator_may_allow_networks() -> None:
     for url in ("http://10.0.0.1/", "http://169.254.169.254/", "http://[::ffff:10.0.0.1]/"):
         with pytest.raises(EgressRefused):
             guard.check_url(url)
+    Guard().check_address(ipaddress.ip_address("::ffff:8.8.8.8"))
     Guard("10.0.0.0/8, fd00::/8").check_address(ipaddress.ip_address("fd00::7"))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from bourse import rating
 from bourse.v1.events_pb2 import (
+    AttemptFinished,
     Envelope,
     LeaseSpend,
     Outcome,
@@ -16,6 +17,10 @@ from bourse.v1.events_pb2 import (
     UnitPrice,
     UsageSource,
 )
+from bourse.v1.generation_pb2 import AttemptFacts
+from services.providers.answer import Answer
+from services.providers.call import AttemptFailed, Chunk
+from services.providers.metering import Meter
 from services.providers.watchdog import Patience
 from tests.eventually import eventually
 from tests.providers.conftest import PATH, MakeWorker
@@ -322,8 +327,9 @@ async def test_an_endpoint_may_take_longer_to_its_first_byte_than_the_default(
 
 
 async def test_the_first_token_deadline_ends_an_attempt_without_content(
-    worker: Worker, upstream: Replay
+    make_worker: MakeWorker, upstream: Replay
 ) -> None:
+    worker = make_worker(patience=Patience(first_byte_s=60, idle_s=60, content_s=60, total_s=60))
     upstream.answer(PATH, chunks=[b": ping\n\n"] * 500, delays_s=[0.01] * 500)
     seen = await worker.run(first_token_remaining_ms=150)
     assert (seen.failed.status, seen.started) == (504, False)
@@ -456,6 +462,23 @@ async def test_reasoning_outside_the_completion_does_not_break_max_tokens(
     assert worker.event().charge_nano == cost_nano(12, 508)
 
 
+async def test_M10_a_report_that_cannot_be_true_takes_the_earlier_one_with_it(
+    worker: Worker, upstream: Replay
+) -> None:
+    chunks = sse(role(), delta("y" * 40), delta(finish="stop"), usage(999, 9), usage(-1, 9))
+    upstream.answer(PATH, chunks=[*chunks, DONE])
+    await worker.run()
+    assert worker.event().charge_nano == cost_nano(10, 10)
+
+
+def test_M8_an_error_finish_is_a_failure_whatever_the_dialect_makes_of_it() -> None:
+    answer = Answer(AttemptFacts(), AttemptFinished())
+    meter = Meter(ask(), PriceVersion(), 0, 0.25, 0.25)
+    chunk = Chunk([{"index": 0, "delta": {}, "finish_reason": "error"}], finish_reason="error")
+    with pytest.raises(AttemptFailed):
+        answer.take(chunk, meter)
+
+
 async def test_M7_a_reported_zero_stays_zero(worker: Worker, upstream: Replay) -> None:
     upstream.answer(
         PATH, chunks=[*sse(role(), delta("Hello"), delta(finish="stop"), usage(0, 0)), DONE]
@@ -543,6 +566,17 @@ async def test_P2_a_reader_that_stops_stops_its_upstream(worker: Worker, upstrea
     assert sent < 2_000 * 8_000 / 2
     seen = await told(exchange)
     assert len(seen.text) == 2_000 * 8_000
+
+
+async def test_a_reader_that_pauses_is_no_stall_of_the_upstream(
+    make_worker: MakeWorker, upstream: Replay
+) -> None:
+    worker = make_worker(patience=Patience(first_byte_s=5, idle_s=0.2, content_s=0.2, total_s=30))
+    upstream.answer(PATH, chunks=[*sse(*[delta("z" * 8_000)] * 200, delta(finish="stop")), DONE])
+    exchange = worker.open(holds=[LeaseSpend(lease="lease-1", amount_nano=10**12)])
+    await next_frame(exchange, "started")
+    await asyncio.sleep(0.8)
+    assert (await told(exchange)).finished is not None
 
 
 async def test_a_body_that_is_no_object_is_refused_and_recorded(worker: Worker) -> None:
