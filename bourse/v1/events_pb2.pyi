@@ -468,6 +468,7 @@ class AttemptFinished(_message.Message):
     PROMPT_BYTES_FIELD_NUMBER: _builtins.int
     COMPLETION_BYTES_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    USAGE_REFUSED_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """ULID; public as "gen-{ulid}" """
     attempt: _builtins.int
@@ -522,6 +523,8 @@ class AttemptFinished(_message.Message):
     completion_bytes: _builtins.int
     retry_after_ms: _builtins.int
     """of a refused attempt, as the upstream said; 0: it did not"""
+    usage_refused: _builtins.bool
+    """the upstream reported what cannot be true: counted by us instead"""
     @_builtins.property
     def usage(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnitCount]: ...
     @_builtins.property
@@ -575,10 +578,11 @@ class AttemptFinished(_message.Message):
         prompt_bytes: _builtins.int = ...,
         completion_bytes: _builtins.int = ...,
         retry_after_ms: _builtins.int = ...,
+        usage_refused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["price", b"price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "app", b"app", "app_title", b"app_title", "attempt", b"attempt", "boot", b"boot", "category", b"category", "charge_nano", b"charge_nano", "commission_nano", b"commission_nano", "completion_bytes", b"completion_bytes", "cost_lines", b"cost_lines", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_type", b"error_type", "final", b"final", "finish_reason", b"finish_reason", "first_token_ms", b"first_token_ms", "generation", b"generation", "had_content", b"had_content", "house", b"house", "insured_nano", b"insured_nano", "key_hash", b"key_hash", "lease_spends", b"lease_spends", "list_nano", b"list_nano", "model", b"model", "native_finish_reason", b"native_finish_reason", "outcome", b"outcome", "plan_version", b"plan_version", "price", b"price", "prompt_bytes", b"prompt_bytes", "provider", b"provider", "provider_code", b"provider_code", "provider_name", b"provider_name", "retry_after_ms", b"retry_after_ms", "seq", b"seq", "session_id", b"session_id", "started_at_ms", b"started_at_ms", "status", b"status", "streamed", b"streamed", "upstream_id", b"upstream_id", "usage", b"usage", "usage_source", b"usage_source", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "app", b"app", "app_title", b"app_title", "attempt", b"attempt", "boot", b"boot", "category", b"category", "charge_nano", b"charge_nano", "commission_nano", b"commission_nano", "completion_bytes", b"completion_bytes", "cost_lines", b"cost_lines", "duration_ms", b"duration_ms", "endpoint", b"endpoint", "error_type", b"error_type", "final", b"final", "finish_reason", b"finish_reason", "first_token_ms", b"first_token_ms", "generation", b"generation", "had_content", b"had_content", "house", b"house", "insured_nano", b"insured_nano", "key_hash", b"key_hash", "lease_spends", b"lease_spends", "list_nano", b"list_nano", "model", b"model", "native_finish_reason", b"native_finish_reason", "outcome", b"outcome", "plan_version", b"plan_version", "price", b"price", "prompt_bytes", b"prompt_bytes", "provider", b"provider", "provider_code", b"provider_code", "provider_name", b"provider_name", "retry_after_ms", b"retry_after_ms", "seq", b"seq", "session_id", b"session_id", "started_at_ms", b"started_at_ms", "status", b"status", "streamed", b"streamed", "upstream_id", b"upstream_id", "usage", b"usage", "usage_refused", b"usage_refused", "usage_source", b"usage_source", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

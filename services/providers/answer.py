@@ -192,6 +192,7 @@ class Answer:
         source: UsageSource.ValueType = USAGE_SOURCE_UNSPECIFIED
         if self.meter is not None:
             counts, source = self.meter.counts()
+            event.usage_refused = self.meter.refused
             event.prompt_bytes = self.meter.prompt_bytes
             event.completion_bytes = self.meter.completion_bytes
         rated = rating.rate(counts, self.facts.price)

@@ -423,6 +423,7 @@ async def test_M10_negative_or_absurd_usage_falls_back_to_the_house_count(
     event = worker.event()
     assert event.usage_source == UsageSource.USAGE_SOURCE_HOUSE
     assert event.charge_nano == cost_nano(10, 10)
+    assert event.usage_refused
     assert all(line.count >= 0 for line in event.usage)
 
 
