@@ -135,10 +135,10 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Call:
         raise invalid("body", f"The body is not valid JSON: {error}.") from error
     if type(value) is not dict:
         raise invalid("body", "The body must be a JSON object.")
-    for name in value.keys() & CHECKS.keys():
-        item = value[name]
-        if item is not None:
-            CHECKS[name](name, item)
+    checks = CHECKS
+    for name, item in value.items():
+        if item is not None and name in checks:
+            checks[name](name, item)
     if "messages" not in value:
         raise invalid("messages", "`messages` is missing.")
     inputs = messages.check("messages", value["messages"])

@@ -94,7 +94,6 @@ async def complete(call: Call, key: Key, edge: Edge, reply: Reply, traceparent: 
         )
     try:
         run = _Run(call, key, edge, reply, admitted, generation, began_at)
-        run.plan_version = plan.version
         run.traceparent = traceparent
         try:
             ending = await run.attempts()
@@ -112,7 +111,7 @@ class _Run:
 
     __slots__ = (
         "admitted", "answer", "began_at", "body", "budget_reason", "call", "deadline_at", "edge",
-        "errors", "exchange", "facts", "generation", "hold", "key", "late", "plan_version",
+        "errors", "exchange", "facts", "generation", "hold", "key", "late",
         "reply", "started", "statuses", "traceparent", "waited_ms",
     )  # fmt: skip
 
@@ -150,7 +149,6 @@ class _Run:
         self.errors: list[dict[str, object]] = []
         self.statuses: list[tuple[str, str, int]] = []
         self.waited_ms = 0.0
-        self.plan_version = ""
         self.traceparent = ""
 
     async def attempts(self) -> Ending | None:
@@ -226,24 +224,20 @@ class _Run:
 
     def _open(self, attempt: Attempt, number: int, last: bool, now: float) -> Exchange:
         call, bounds = self.call, self.edge.bounds
-        facts = AttemptFacts(
-            generation=self.generation,
-            attempt=number,
-            account=self.key.account,
-            key_hash=self.key.hash,
-            app=call.app,
-            app_title=call.app_title,
-            endpoint=attempt.endpoint,
-            model=attempt.model,
-            price=attempt.price,
-            plan_version=self.plan_version,
-            holds=self.hold.spends,
-            last=last,
-            streamed=call.streamed,
-            first_token_remaining_ms=max(int((self.deadline_at - now) * 1_000), 1),
-            traceparent=self.traceparent,
-            session_id=call.session_id,
-        )
+        facts = AttemptFacts()
+        facts.CopyFrom(attempt.facts)
+        facts.generation = self.generation
+        facts.attempt = number
+        facts.account = self.key.account
+        facts.key_hash = self.key.hash
+        facts.app = call.app
+        facts.app_title = call.app_title
+        facts.last = last
+        facts.streamed = call.streamed
+        facts.first_token_remaining_ms = max(int((self.deadline_at - now) * 1_000), 1)
+        facts.traceparent = self.traceparent
+        facts.session_id = call.session_id
+        self.hold.tell(facts)
         return self.edge.workers.choose().open(
             facts, self.body, int(bounds.answer_deadline_s * 1_000)
         )

@@ -29,6 +29,7 @@ from bourse.v1.billing_pb2 import (
     ReturnLeaseResponse,
 )
 from bourse.v1.events_pb2 import AccountState, LeaseSpend
+from bourse.v1.generation_pb2 import AttemptFacts
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,10 @@ class Hold:
         self.covers_nano = covers_nano
         """What the account can pay in all, if that is less than the request could cost; else 0."""
 
-    @property
-    def spends(self) -> list[LeaseSpend]:
-        """The holds as the worker is told of them."""
-        return [LeaseSpend(lease=lease.id, amount_nano=nano) for lease, nano in self._parts]
+    def tell(self, facts: AttemptFacts) -> None:
+        """Put the holds into what the worker is told."""
+        for lease, nano in self._parts:
+            facts.holds.add(lease=lease.id, amount_nano=nano)
 
     @property
     def total_nano(self) -> int:

@@ -18,6 +18,7 @@ from typing import Protocol
 from bourse.rating import COMPLETION_UNITS, PICO_PER_NANO, PROMPT_UNITS
 from bourse.rpc import RpcError
 from bourse.v1.events_pb2 import PriceVersion, Unit, UnitPrice
+from bourse.v1.generation_pb2 import AttemptFacts
 from bourse.v1.routing_pb2 import Candidate, PlanRequest, PlanResponse
 from services.edge.call import DEFAULT_TOKENS_PER_BYTE, Call
 from services.edge.errors import ApiError
@@ -34,12 +35,12 @@ class Attempt:
     """One candidate of a plan, ready to be called: its price as three numbers."""
 
     __slots__ = (
-        "candidate", "completion_pico", "context_length", "denominator", "endpoint", "model",
-        "model_index", "numerator", "output_max", "price", "prompt_pico", "provider",
+        "candidate", "completion_pico", "context_length", "denominator", "endpoint", "facts",
+        "model", "model_index", "numerator", "output_max", "price", "prompt_pico", "provider",
         "provider_name", "request_pico", "sells_cache", "tier", "tokens_per_byte", "weight",
     )  # fmt: skip
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, version: str = "") -> None:
         listing = candidate.listing
         self.candidate = candidate
         self.endpoint = listing.endpoint
@@ -65,6 +66,10 @@ class Attempt:
                 request = max(request, entry.price_pico)
         self.prompt_pico, self.completion_pico, self.request_pico = prompt, completion, request
         self.sells_cache = 0 < cache < prompt
+        self.facts = AttemptFacts(
+            endpoint=self.endpoint, model=self.model, price=self.price, plan_version=version
+        )
+        """What every attempt here says of itself; copied, never changed."""
         self.numerator = self.price.discount_numerator if self.price.discount_denominator else 1
         self.denominator = self.price.discount_denominator or 1
 
@@ -97,7 +102,7 @@ class Plan:
         self.version = response.version
         self.response = response
         self.made_at = now
-        self.attempts = [Attempt(candidate) for candidate in response.candidates]
+        self.attempts = [Attempt(one, response.version) for one in response.candidates]
         self.sells_cache = any(one.sells_cache for one in self.attempts)
 
     def draw(

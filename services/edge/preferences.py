@@ -7,6 +7,8 @@ from services.edge.errors import invalid
 from services.edge.fields import boolean, mapping, one_of, strings, wrong_type
 
 NAMES_MAX = 100
+NONE = ProviderPreferences()
+"""No preferences: most requests share it, and nobody changes it."""
 
 _SORTS = {
     "price": Sort.SORT_PRICE,
@@ -20,9 +22,9 @@ _NOT_OFFERED = ("quantizations", "max_price", "enforce_distillable_text")
 
 def read(value: Any, route: str | None) -> ProviderPreferences:
     """Return the preferences, or raise a 400 naming the field at fault."""
-    preferences = ProviderPreferences()
-    if route == "sort":
-        preferences.sort_across_models = True
+    if value is None and route != "sort":
+        return NONE
+    preferences = ProviderPreferences(sort_across_models=route == "sort")
     if value is None:
         return preferences
     mapping("provider", value)

@@ -1,6 +1,6 @@
 """Generation ids: ULIDs, which sort by the time they were made."""
 
-import secrets
+import os
 import time
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -19,9 +19,9 @@ class Ulids:
         """Return 26 characters of Crockford's base 32."""
         value = (time.time_ns() // 1_000_000) << _RANDOM_BITS
         if value >> _RANDOM_BITS > self._last >> _RANDOM_BITS:
-            value |= secrets.randbits(_RANDOM_BITS)
+            value |= int.from_bytes(os.urandom(_RANDOM_BITS // 8))
         else:  # a random step keeps the next id as hard to guess as any
-            value = self._last + 1 + secrets.randbits(_STEP_BITS)
+            value = self._last + 1 + int.from_bytes(os.urandom(_STEP_BITS // 8))
         self._last = value
         pairs = _PAIRS
         return "".join([pairs[(value >> shift) & 1023] for shift in _SHIFTS])

@@ -10,9 +10,18 @@ from bourse.v1.events_pb2 import CostLine, PriceVersion, Unit, UnitCount
 NANO_DIGITS = 9
 _NANO_PER_USD = 10**NANO_DIGITS
 
-CACHE_READ = (Unit.UNIT_CACHE_READ, Unit.UNIT_CACHE_READ_AUDIO)
-CACHE_WRITE = (Unit.UNIT_CACHE_WRITE, Unit.UNIT_CACHE_WRITE_1H)
-PROMPT_AUDIO = (Unit.UNIT_PROMPT_AUDIO, Unit.UNIT_CACHE_READ_AUDIO)
+# Looking an enum's value up costs more than all the arithmetic here.
+_CACHE_READ: int = Unit.UNIT_CACHE_READ
+_CACHE_READ_AUDIO: int = Unit.UNIT_CACHE_READ_AUDIO
+_CACHE_WRITE: int = Unit.UNIT_CACHE_WRITE
+_CACHE_WRITE_1H: int = Unit.UNIT_CACHE_WRITE_1H
+_PROMPT_AUDIO: int = Unit.UNIT_PROMPT_AUDIO
+_PROMPT_VIDEO: int = Unit.UNIT_PROMPT_VIDEO
+_REASONING: int = Unit.UNIT_REASONING
+_COMPLETION_AUDIO: int = Unit.UNIT_COMPLETION_AUDIO
+_COMPLETION_IMAGE: int = Unit.UNIT_COMPLETION_IMAGE
+
+CACHE_READ = (_CACHE_READ, _CACHE_READ_AUDIO)
 
 
 def usd(nano: int) -> str:
@@ -31,7 +40,10 @@ def usd_number(nano: int) -> orjson.Fragment:
 
 def prompt_nano(lines: Iterable[CostLine], price: PriceVersion, list_nano: int) -> int:
     """Return the prompt's part of a rated list price; the completion's is the rest."""
-    pico = sum(line.cost_pico for line in lines if line.unit in PROMPT_UNITS)
+    pico = 0
+    for line in lines:
+        if line.unit in PROMPT_UNITS:
+            pico += line.cost_pico
     numerator, denominator = 1, 1
     if price.discount_denominator:
         numerator, denominator = price.discount_numerator, price.discount_denominator
@@ -57,15 +69,18 @@ def usage_json(
     charge_nano: int,
 ) -> bytes:
     """Return the `usage` object of a reply as JSON."""
-    found = counts(usage)
+    found: dict[int, int] = {}
     prompt = completion = 0
-    for unit, count in found.items():
+    for item in usage:
+        unit, count = item.unit, item.count
+        found[unit] = found.get(unit, 0) + count
         if unit in PROMPT_UNITS:
             prompt += count
         elif unit in COMPLETION_UNITS:
             completion += count
     prompt_cost = prompt_nano(lines, price, list_nano)
     get = found.get
+    audio_read = get(_CACHE_READ_AUDIO, 0)
     return orjson.dumps(
         {
             "prompt_tokens": prompt,
@@ -79,15 +94,15 @@ def usage_json(
                 "upstream_inference_completions_cost": usd_number(list_nano - prompt_cost),
             },
             "prompt_tokens_details": {
-                "cached_tokens": of(found, CACHE_READ),
-                "cache_write_tokens": of(found, CACHE_WRITE),
-                "audio_tokens": of(found, PROMPT_AUDIO),
-                "video_tokens": get(Unit.UNIT_PROMPT_VIDEO, 0),
+                "cached_tokens": get(_CACHE_READ, 0) + audio_read,
+                "cache_write_tokens": get(_CACHE_WRITE, 0) + get(_CACHE_WRITE_1H, 0),
+                "audio_tokens": get(_PROMPT_AUDIO, 0) + audio_read,
+                "video_tokens": get(_PROMPT_VIDEO, 0),
             },
             "completion_tokens_details": {
-                "reasoning_tokens": get(Unit.UNIT_REASONING, 0),
-                "audio_tokens": get(Unit.UNIT_COMPLETION_AUDIO, 0),
-                "image_tokens": get(Unit.UNIT_COMPLETION_IMAGE, 0),
+                "reasoning_tokens": get(_REASONING, 0),
+                "audio_tokens": get(_COMPLETION_AUDIO, 0),
+                "image_tokens": get(_COMPLETION_IMAGE, 0),
                 "accepted_prediction_tokens": 0,
                 "rejected_prediction_tokens": 0,
             },
