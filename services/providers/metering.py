@@ -128,49 +128,46 @@ class Meter:
         """Return the usage so far and where it came from; nothing before the upstream's 200."""
         if not self.answered:
             return [], USAGE_SOURCE_UNSPECIFIED
-        reported = self._believable()
-        counts: dict[int, int] = {}
+        prompt, completion = self._believable()
         by_house = False
-        if reported is not None and reported.reports_prompt:
-            counts.update(_side(reported, prompt=True))
-        else:
+        if UNIT_PROMPT not in prompt:
             by_house = True
-            counts[UNIT_PROMPT] = self._house_prompt()
-        if reported is not None and reported.reports_completion and self._report_is_last:
-            counts.update(_side(reported, prompt=False))
-        else:
+            prompt = {UNIT_PROMPT: self._house_prompt()}
+        if UNIT_COMPLETION not in completion or not self._report_is_last:
             by_house = True
-            counts[UNIT_COMPLETION] = int(self.completion_bytes * self._completion_ratio)
-        for entry in self._price.entries:
-            if entry.unit == UNIT_REQUEST:
-                counts[UNIT_REQUEST] = 1
-            elif entry.unit == UNIT_IMAGE and (images := self._count_images()):
-                counts[UNIT_IMAGE] = images
-        source = USAGE_SOURCE_HOUSE if by_house else USAGE_SOURCE_UPSTREAM
-        return [UnitCount(unit=unit, count=count) for unit, count in counts.items()], source  # type: ignore[arg-type]
+            completion = {UNIT_COMPLETION: int(self.completion_bytes * self._completion_ratio)}
+        counts = [_count(unit, count) for unit, count in prompt.items()]
+        counts += [_count(unit, count) for unit, count in completion.items()]
+        for unit in _priced_units(self._price.SerializeToString()):
+            number = 1 if unit == UNIT_REQUEST else self._count_images()
+            if number:
+                counts.append(_count(unit, number))
+        return counts, USAGE_SOURCE_HOUSE if by_house else USAGE_SOURCE_UPSTREAM
 
-    def _believable(self) -> Usage | None:
-        """The upstream's last report, unless what it says cannot be true."""
-        report = self._report
-        if self.refused or report is None:
-            return None
-        prompt = completion = reasoning = 0
-        for unit, count in report.counts.items():
+    def _believable(self) -> tuple[dict[int, int], dict[int, int]]:
+        """The upstream's last report, its prompt's units and the others; none of it, if what it
+        says cannot be true."""
+        prompt: dict[int, int] = {}
+        others: dict[int, int] = {}
+        if self._report is None or self.refused:
+            return prompt, others
+        tokens = completion = 0
+        for unit, count in self._report.counts.items():
             if count < 0:
                 self.refused = True
-                return None
-            if unit in rating.PROMPT_UNITS:
-                prompt += count
-            elif unit in rating.COMPLETION_UNITS:
-                completion += count
-                if unit == UNIT_REASONING:
-                    reasoning += count
-        if self._hidden_reasoning:
-            completion -= reasoning
+            elif unit in rating.PROMPT_UNITS:
+                prompt[unit] = count
+                tokens += count
+            else:
+                others[unit] = count
+                if unit in rating.COMPLETION_UNITS and not (
+                    unit == UNIT_REASONING and self._hidden_reasoning
+                ):
+                    completion += count
         too_much = bool(self._max_tokens) and completion > self._max_tokens + _TOKENS_SLACK
-        if too_much or (prompt > self.prompt_bytes + _PROMPT_SLACK and _is_text(self._body)):
+        if too_much or (tokens > self.prompt_bytes + _PROMPT_SLACK and _is_text(self._body)):
             self.refused = True
-        return None if self.refused else report
+        return ({}, {}) if self.refused else (prompt, others)
 
     def _house_prompt(self) -> int:
         return int(self.prompt_bytes * self._prompt_ratio)
@@ -255,13 +252,15 @@ def _max_tokens(body: Mapping[str, Any]) -> int:
     return most * choices if type(choices) is int and choices > 1 else most
 
 
-def _side(report: Usage, *, prompt: bool) -> dict[int, int]:
-    """The units of a report that belong to the prompt, or those that do not."""
-    return {
-        unit: count
-        for unit, count in report.counts.items()
-        if (unit in rating.PROMPT_UNITS) is prompt
-    }
+def _count(unit: int, count: int) -> UnitCount:
+    return UnitCount(unit=unit, count=count)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4096)
+def _priced_units(serialized: bytes) -> tuple[int, ...]:
+    """Of the units that no report counts, those that a price list names."""
+    named = {entry.unit for entry in PriceVersion.FromString(serialized).entries}
+    return tuple(sorted(named & {UNIT_REQUEST, UNIT_IMAGE}))
 
 
 @lru_cache(maxsize=4096)
