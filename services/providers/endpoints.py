@@ -67,10 +67,10 @@ class Endpoints:
         self._served: dict[str, Served] = {}
         self._changed = asyncio.Event()
 
-    def get(self, id: str) -> Served | None:  # noqa: A002
+    def get(self, id: str) -> Served | None:
         return self._served.get(id)
 
-    async def find(self, id: str, timeout_s: float) -> Served | None:  # noqa: A002
+    async def find(self, id: str, timeout_s: float) -> Served | None:
         """Return the endpoint; wait for it a little, since routing may have heard of it first."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
