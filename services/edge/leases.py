@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, Protocol
@@ -148,7 +149,7 @@ class _Credit:
 
     __slots__ = (
         "available_nano", "epoch", "leases", "refusal", "refused_until", "taken_nano",
-        "taken_since",
+        "taken_since", "told_at",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -160,6 +161,8 @@ class _Credit:
         self.refused_until = 0.0
         self.taken_nano = 0
         self.taken_since = now
+        self.told_at = -math.inf
+        """When billing last spoke: what it could lend then is not believed for long."""
 
     def left_nano(self, now: float) -> int:
         return sum(one.left_nano for one in self.leases if now < one.expires_at)
@@ -257,7 +260,10 @@ class LeasePool:
             if now < credit.refused_until:
                 short = min(short, credit.available_nano)
             if short <= 0:
-                break
+                known = credit.left_nano(now) + credit.available_nano
+                if known >= full_nano or now - credit.told_at < self._refusal_remembered_s:
+                    break
+                short = 1  # enough for now, but before anything is clamped, what is there?
             try:
                 await self._ask(account, short)
             except BillingUnreachable as error:
@@ -303,6 +309,7 @@ class LeasePool:
         if state.credit_epoch > credit.epoch:  # a remembered refusal is stale
             credit.epoch = state.credit_epoch
             credit.refused_until = 0.0
+            credit.told_at = -math.inf
             credit.refusal = ""
         for lease in list(credit.leases):
             if lease.id in state.recalled_leases:
@@ -477,6 +484,7 @@ class LeasePool:
         stale = grant.credit_epoch < credit.epoch
         credit.epoch = max(credit.epoch, grant.credit_epoch)
         credit.available_nano = max(grant.available_nano, 0)
+        credit.told_at = -math.inf if stale else now
         if grant.lease:
             lease = Lease(grant.account, grant, now)
             credit.leases.append(lease)

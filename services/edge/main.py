@@ -60,6 +60,7 @@ async def start(process: Process, settings: Settings) -> None:
         deadline_s=own.plan_deadline_s,
         plans_max=own.plans_max,
     )
+    process.on_close(plans.close)
     leases = LeasePool(
         billing,
         f"{process.instance}.{process.boot}",

@@ -195,7 +195,8 @@ class PlanCache:
                 raise ApiError(400, error.message, field=error.field) from error
             raise ApiError(503, "Routing cannot be reached now.") from error
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Give up what is being asked for."""
         for task in self._asking.values():
             task.cancel()
 

@@ -109,6 +109,19 @@ async def test_a_request_the_balance_covers_in_full_is_not_clamped() -> None:
         hold.close()
 
 
+async def test_M17_a_clamp_is_never_made_of_what_billing_said_before_a_top_up() -> None:
+    clock = Clock()
+    async with lending(1_000, clock) as (pool, billing):
+        hold = await pool.hold(ACCOUNT, floor_nano=10, want_nano=100, full_nano=50_000)
+        assert hold.covers_nano == 1_000
+        hold.close()
+        billing.balance_nano, billing.epoch = 1_000_000, 2
+        pool.account_changed(AccountState(account=ACCOUNT, credit_epoch=2))
+        hold = await pool.hold(ACCOUNT, floor_nano=10, want_nano=100, full_nano=50_000)
+        assert hold.covers_nano == 0
+        hold.close()
+
+
 async def test_a_refusal_is_remembered_until_there_is_new_credit() -> None:
     clock = Clock()
     async with lending(0, clock) as (pool, billing):

@@ -426,7 +426,7 @@ async def world(
     try:
         yield World(app, edge, identity, routing, lender, worker, secret, management_secret, leases)
     finally:
-        plans.close()
+        await plans.close()
         await leases.shutdown()
         await workers.close()
         await network.close()
