@@ -1,5 +1,6 @@
 """The worker's contract: `Generation`. It translates."""
 
+import asyncio
 import secrets
 import time
 from typing import Any
@@ -54,6 +55,13 @@ class GenerationApi(GenerationServicer):
         response.duration_ms = round((time.monotonic() - began) * 1000)
         response.message_json = orjson.dumps(message)
         return response
+
+    async def close(self) -> None:
+        """End what still runs; each attempt settles as lost before this returns."""
+        running = tuple(self.tasks)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
     async def _serve(self, attempt: Attempt) -> None:
         if attempt.facts.traceparent:

@@ -58,6 +58,7 @@ async def start(process: Process, settings: Settings) -> None:
     generator = Generator(endpoints, records, upstream, _bounds(own))
     api = GenerationApi(generator, Measures(spool, records))
     process.network.serve(GenerationStub, api)
+    process.on_close(api.close)
 
     billing = cast("BillingAsyncStub", process.network.connect(settings.billing_url, BillingStub))
     process.background("worker endpoints", endpoints.run())

@@ -174,6 +174,20 @@ async def test_S_a_broken_stream_is_lost_and_insured(worker: Worker, upstream: R
     await asyncio.wait_for(upstream.requests[0].left.wait(), 5)
 
 
+async def test_a_worker_that_ends_settles_what_still_runs_as_lost(
+    worker: Worker, upstream: Replay
+) -> None:
+    upstream.answer(PATH, chunks=sse(role(), delta("y" * 40)), hold=True)
+    exchange = worker.open()
+    await next_frame(exchange, "chunk")
+    await worker.servicer.close()
+    event = worker.event()
+    assert (event.outcome, event.charge_nano) == (Outcome.OUTCOME_LOST, 0)
+    assert event.insured_nano == share_nano(cost_nano(10, 10))
+    assert (await told(exchange)).failed.outcome == Outcome.OUTCOME_LOST
+    assert worker.records.open_attempts == 0
+
+
 async def test_a_hedged_attempt_waits_to_be_accepted(worker: Worker, upstream: Replay) -> None:
     chunks = [*sse(delta("y" * 40), delta(finish="stop"), usage(10, 10)), DONE]
     upstream.answer(PATH, chunks=chunks)
