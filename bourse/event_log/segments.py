@@ -69,6 +69,13 @@ def scan(path: Path, offset: int = 0) -> Iterator[Entry]:
         os.close(descriptor)
 
 
+def is_blank(path: Path, offset: int) -> bool:
+    """Whether nothing was ever written from `offset` on."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return not any(block.strip(b"\0") for block in iter(lambda: file.read(_READ_BYTES), b""))
+
+
 def _decode(data: bytes, at: int, offset: int) -> tuple[Entry | None, int]:
     """Return (entry, its size), or (None, bytes wanted), or (None, 0) for a damaged record."""
     have = len(data) - at

@@ -19,6 +19,7 @@ for one thread, the event loop's.
 import asyncio
 import itertools
 import logging
+import mmap
 import os
 import shutil
 import threading
@@ -88,6 +89,7 @@ class Spool:
         self._shipped = (0, 0)  # segment, offset
         self._current = 0
         self._descriptor = -1
+        self._mapped = mmap.mmap(-1, 1)  # the segment being written
         self._mark_descriptor = -1
         self._syncer = _Syncer()
         self.settled = asyncio.Event()
@@ -117,6 +119,9 @@ class Spool:
     def close(self) -> None:
         """Sync and let go; what is not shipped stays for the next `open`."""
         self._syncer.stop()
+        self._mapped.close()
+        if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, self._sizes[self._current])
         for descriptor in (self._descriptor, self._mark_descriptor):
             if descriptor >= 0:
                 os.fdatasync(descriptor)
@@ -160,30 +165,37 @@ class Spool:
     def _write(self, kind: int, name: str, key: bytes, value: bytes) -> int:
         data = segments.encode(kind, name, key, value)
         size = len(data)
-        written = os.write(self._descriptor, data)
-        if written != size:
-            self._finish(data, written)
+        start = self._sizes[self._current]
+        if start + size > len(self._mapped):
+            self._rotate(size)
+            start = 0
+        # Into the page cache, as a write would, but with neither a system call nor a wait for the
+        # sync that runs meanwhile. The disk holds the room already, so this cannot fail.
+        self._mapped[start : start + size] = data
         self.disk_bytes += size
-        self._sizes[self._current] += size
+        self._sizes[self._current] = start + size
         if not self._syncer.dirty:
             self._syncer.wake()
-        if self._sizes[self._current] >= self._segment_bytes:
-            self._rotate()
         return size
 
-    def _finish(self, data: bytes, written: int) -> None:
-        """Complete a short write, or undo it: half a record must not stand before whole ones."""
-        try:
-            while written < len(data):
-                written += os.write(self._descriptor, data[written:])
-        except OSError:
-            os.ftruncate(self._descriptor, self._sizes[self._current])
-            raise
-
-    def _rotate(self) -> None:
+    def _rotate(self, least_bytes: int = 0) -> None:
+        """Turn to a new segment with its room on the disk. Raises OSError: then nothing changed."""
         number = max(self._current, self._shipped[0], *self._sizes, 0) + 1
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(self._path(number), flags, 0o600)
+        room = max(self._segment_bytes, least_bytes)
+        path = self._path(number)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, room)
+            mapped = mmap.mmap(descriptor, room)
+        except BaseException:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        self._mapped.close()
+        self._mapped = mapped
+        if self._current:
+            self._syncer.lengths[self._descriptor] = self._sizes[self._current]
+        self._descriptor = descriptor
         self._current = number
         self._sizes[number] = 0
         self._syncer.turn_to(self._descriptor)
@@ -272,7 +284,9 @@ class Spool:
                 self._recover_entry(entry, number)
                 end = entry.end
             size = path.stat().st_size
-            if end < size:
+            if end < size and segments.is_blank(path, end):
+                os.truncate(path, end)  # room that a killed process had not used
+            elif end < size:
                 self._cut(path, end, size, torn=number == numbers[-1])
             if end:
                 self._sizes[number] = end
@@ -318,6 +332,7 @@ class _Syncer:
         self.dirty = False
         self._woken = threading.Event()
         self._descriptors: list[int] = []  # the last one is being written, the others are done
+        self.lengths: dict[int, int] = {}  # of those that are done, without their unused room
         self._stopped = False
         self._thread: threading.Thread | None = None
 
@@ -360,7 +375,9 @@ class _Syncer:
         self.dirty = False  # before syncing: what is written from here on wakes again
         try:
             while len(self._descriptors) > 1:
-                os.fdatasync(self._descriptors[0])
+                done = self._descriptors[0]
+                os.ftruncate(done, self.lengths.pop(done))
+                os.fdatasync(done)
                 os.close(self._descriptors.pop(0))
             os.fdatasync(self._descriptors[-1])
         except OSError:

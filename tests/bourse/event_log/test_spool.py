@@ -141,8 +141,9 @@ def test_a_torn_tail_costs_no_whole_record_at_any_byte(tmp_path: Path) -> None:
     for step in steps:
         apply(spool, [step])
         ends.append(spool.disk_bytes)
-    data = newest(tmp_path / "spool").read_bytes()
     spool.close()
+    data = newest(tmp_path / "spool").read_bytes()
+    assert len(data) == ends[-1], "a closed segment has no unused room"
 
     for cut in range(len(data) + 1):
         directory = tmp_path / f"cut-{cut}"
@@ -292,9 +293,10 @@ def test_retention_is_measured_from_the_last_write(tmp_path: Path) -> None:
     directory = tmp_path / "spool"
     spool = Spool(directory, segment_bytes=100)
     spool.open()
-    spool.settle("a", b"key", b"v" * 100)
+    for name in "ab":  # the second needs another segment
+        spool.settle(name, b"key", b"v" * 50)
     spool.mark_shipped(spool.unshipped())
-    (old,) = [path for path in directory.iterdir() if path.name.isdigit() and path.stat().st_size]
+    old = min(path for path in directory.iterdir() if path.name.isdigit())
     past = time.time() - 7200
     os.utime(old, (past, past))
     spool.delete_shipped(3600)
@@ -327,29 +329,43 @@ def test_a_spool_has_one_owner(spool: Spool, tmp_path: Path) -> None:
         other.open()
 
 
+def test_a_killed_process_leaves_room_that_is_taken_back_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.open()
+    spool.settle("a", b"key", b"ends in zeros\0\0\0")
+    after = reopened(tmp_path / "spool", tmp_path / "after")
+    assert [each.value for each in after.unshipped()] == [b"ends in zeros\0\0\0"]
+    assert not caplog.records
+    after.close()
+    spool.close()
+
+
 def test_sequence_numbers_have_no_gap(spool: Spool) -> None:
     assert [spool.next_seq() for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
 def test_a_full_disk_leaves_no_half_record(
-    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spool.settle("a", b"key", b"value")
-    write = os.write
-    calls = iter([True, False])
+    spool = Spool(tmp_path / "spool", segment_bytes=100)
+    spool.open()
+    spool.settle("a", b"key", b"v" * 50)
 
-    def short(descriptor: int, data: bytes) -> int:
-        if next(calls):
-            return write(descriptor, data[:10])
+    def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "write", short)
+        patched.setattr(os, "posix_fallocate", full)
         with pytest.raises(OSError, match="space"):
-            spool.settle("b", b"key", b"value")
-    spool.settle("c", b"key", b"value")
+            spool.settle("b", b"key", b"v" * 50)  # needs another segment
+    assert names(spool) == ["a"]
+    assert spool.depth == 1
+    spool.settle("c", b"key", b"v" * 50)
 
     assert names(spool) == ["a", "c"]
     after = reopened(tmp_path / "spool", tmp_path / "after")
     assert names(after) == ["a", "c"]
     after.close()
+    spool.close()
