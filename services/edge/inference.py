@@ -9,9 +9,11 @@ from typing import Any
 
 from bourse import telemetry
 from services.edge import call
+from services.edge.call import Call
 from services.edge.completion import Edge, complete
 from services.edge.errors import ApiError, server_error
 from services.edge.identity import Identity
+from services.edge.keys import Key
 from services.edge.meters import Meters
 from services.edge.reply import Receive, Reply, Send
 
@@ -43,10 +45,7 @@ class Inference:
             asked = call.parse(body, headers)
             traceparent = telemetry.sample(asked.traceparent or None, self.trace_sample_ratio)
             if traceparent:
-                with telemetry.span(
-                    "chat completions", traceparent, "server", {"bourse.account": key.account}
-                ) as span:
-                    await complete(asked, key, self.edge, reply, span.traceparent)
+                await self._traced(asked, key, reply, traceparent)
             else:
                 await complete(asked, key, self.edge, reply)
         except ApiError as error:
@@ -59,6 +58,18 @@ class Inference:
         finally:
             reply.close()
             self.meters.answered(reply, time.monotonic() - began_at)
+
+    async def _traced(self, asked: Call, key: Key, reply: Reply, traceparent: str) -> None:
+        """Serve a sampled request within edge's one span."""
+        attributes = {"bourse.account": key.account, "bourse.model": asked.models[0]}
+        with telemetry.span("chat completions", traceparent, "server", attributes) as span:
+            try:
+                await complete(asked, key, self.edge, reply, span.traceparent)
+            except ApiError as error:
+                await _refuse(reply, error)
+            span.set("http.response.status_code", reply.status)
+            if reply.status >= 500:
+                span.fail(str(reply.status))
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         """Read the body. Raises ApiError 413 or 408, or ClientLeft."""

@@ -49,6 +49,7 @@ def server(app: ASGIApp, keep_alive_s: int) -> Server:
             lifespan="off",
             interface="asgi3",
             access_log=False,
+            proxy_headers=False,
             log_config=None,
             log_level="warning",
             server_header=False,

@@ -4,8 +4,13 @@ import asyncio
 
 import orjson
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from bourse.multiplex import Attempt
+from bourse.telemetry.spans import trace_with
 from bourse.v1.events_pb2 import Outcome
 from bourse.v1.generation_pb2 import CancelReason, Chunk, Failed, Finished, Started
 from tests.edge.world import (
@@ -548,3 +553,53 @@ async def test_metadata_is_returned_to_who_asks_for_it() -> None:
     assert metadata["requested"] == MODEL
     assert metadata["endpoints"]["total"] == 2
     assert [one["status"] for one in metadata["attempts"]] == [503, 200]
+
+
+async def test_a_sampled_request_continues_the_callers_trace_in_one_span() -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(sampler=ALWAYS_ON)  # what comes here was sampled at the edge
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+    trace_with(provider.get_tracer("test"))
+    try:
+        async with world(trace_sample_ratio=1.0) as edge, edge.client() as client:
+            for model in (MODEL, "missing"):
+                edge.routing.candidates = [candidate("a")] if model == MODEL else []
+                await client.post(
+                    "/v1/chat/completions",
+                    json={**body, "model": model},
+                    headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"},
+                )
+        async with world() as unsampled:
+            await unsampled.ask()
+    finally:
+        trace_with(None)
+    served, refused = spans.get_finished_spans()
+    assert served.context is not None
+    assert format(served.context.trace_id, "032x") == trace
+    (attempt,) = edge.worker.attempts
+    assert attempt.facts.traceparent == f"00-{trace}-{served.context.span_id:016x}-01"
+    assert refused.attributes is not None
+    assert refused.attributes["http.response.status_code"] == 400
+    assert refused.status.is_unset  # a caller's mistake is no error of the server's
+    assert unsampled.worker.attempts[0].facts.traceparent == ""
+
+
+async def test_S10_usage_is_the_only_chunk_without_choices() -> None:
+    async with world() as edge:
+        asked = await edge.begin(stream=True, stream_options={"include_usage": False}).over()
+    chunks = [event for event in asked.events if isinstance(event, dict)]
+    assert [chunk["choices"] == [] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+async def test_S14_a_503_of_our_own_marks_no_provider() -> None:
+    async with world() as edge:
+        links = edge.edge.workers.choose()
+        await links.close()
+        for _ in range(20):
+            answer = await edge.ask()
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert edge.edge.breakers.usable("a")
+        assert edge.leases.held_nano == 0

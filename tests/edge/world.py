@@ -397,6 +397,7 @@ async def world(
     body_limit_bytes: int = 1 << 20,
     routers: Sequence[Any] = (),
     identity: Identity | None = None,
+    trace_sample_ratio: float = 0.0,
 ) -> AsyncIterator[World]:
     network = Network()
     routing, lender, worker = FakeRouting(), FakeBilling(balance_nano), FakeWorker()
@@ -420,7 +421,7 @@ async def world(
         meters=Meters(),
         body_limit_bytes=body_limit_bytes,
         body_deadline_s=5.0,
-        trace_sample_ratio=0.0,
+        trace_sample_ratio=trace_sample_ratio,
     )
     app = App(inference, pages(inference, routers, Ready()))
     try:
