@@ -7,7 +7,14 @@ arrive at the same integers. Source of the formulas: docs/money.md.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bourse.v1.events_pb2 import CostLine, PriceVersion, Unit, UnitCount, UnitPrice
+from bourse.v1.events_pb2 import (
+    UNIT_REQUEST,
+    CostLine,
+    PriceVersion,
+    Unit,
+    UnitCount,
+    UnitPrice,
+)
 
 PICO_PER_NANO = 1_000
 NANO_PER_USD = 1_000_000_000
@@ -103,7 +110,7 @@ def bound_nano(price: PriceVersion, prompt_tokens: int, completion_tokens: int) 
             prompt_pico = max(prompt_pico, entry.price_pico)
         elif entry.unit in COMPLETION_UNITS:
             completion_pico = max(completion_pico, entry.price_pico)
-        elif entry.unit == Unit.UNIT_REQUEST:
+        elif entry.unit == UNIT_REQUEST:
             request_pico = max(request_pico, entry.price_pico)
     pico = prompt_tokens * prompt_pico + completion_tokens * completion_pico + request_pico
     numerator, denominator = _discount(price)

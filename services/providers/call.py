@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx
 
-from bourse.v1.events_pb2 import Unit
+from bourse.v1.events_pb2 import UNIT_COMPLETION, UNIT_PROMPT
 from services.providers.presets import Preset
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -85,11 +85,11 @@ class Usage:
 
     @property
     def reports_prompt(self) -> bool:
-        return Unit.UNIT_PROMPT in self.counts
+        return UNIT_PROMPT in self.counts
 
     @property
     def reports_completion(self) -> bool:
-        return Unit.UNIT_COMPLETION in self.counts
+        return UNIT_COMPLETION in self.counts
 
 
 @dataclass(slots=True)

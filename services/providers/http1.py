@@ -89,7 +89,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         connection: Connection | None = None
         try:
             connection = await self._headed(pool, key, data, timeout_s)
-            body = _Body(connection, pool, timeout_s, _decoder(connection.headers))
+            body = Body(connection, pool, timeout_s, _decoder(connection.headers))
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -165,7 +165,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         return self._tls
 
 
-class _Body(httpx.AsyncByteStream):
+class Body(httpx.AsyncByteStream):
     """An answer's body as it comes. Closing it early closes the connection: upstream stops."""
 
     def __init__(
@@ -196,6 +196,15 @@ class _Body(httpx.AsyncByteStream):
                 for piece in self._decoder(data):
                     yield piece
         await self.aclose()
+
+    async def finish(self) -> bool:
+        """Close without waiting, dropping what is unread, if all of it has come; else False."""
+        connection = self._connection
+        if not connection.complete:
+            return False
+        connection.take()
+        await self.aclose()
+        return True
 
     async def aclose(self) -> None:
         if self._released:

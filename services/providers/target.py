@@ -26,7 +26,7 @@ def post(
 ) -> httpx.Request:
     """Return the POST of a JSON body to `path` under the endpoint's base URL.
 
-    `{model}` in the base URL or the path stands for the upstream model. A query in the base URL
+    The transport adds the length. `{model}` in the base URL or the path stands for the upstream model. A query in the base URL
     (`?api-version=…`) stays.
     """
     content = orjson.dumps(body)
@@ -39,10 +39,7 @@ def post(
         credential,
         more_headers,
     )
-    length = (b"content-length", str(len(content)).encode())
-    request = httpx.Request(
-        "POST", url, headers=httpx.Headers([*headers, length]), stream=httpx.ByteStream(content)
-    )
+    request = httpx.Request("POST", url, headers=headers, stream=httpx.ByteStream(content))
     request.read()  # so that `request.content` is there, as for any other request
     return request
 
@@ -56,7 +53,7 @@ def _target(
     preset: Preset,
     credential: Credential,
     more_headers: tuple[tuple[str, str], ...],
-) -> tuple[httpx.URL, list[tuple[bytes, bytes]]]:
+) -> tuple[httpx.URL, httpx.Headers]:
     url = _url(base_url, path, query, model)
     headers = {
         "content-type": "application/json",
@@ -69,8 +66,8 @@ def _target(
     elif credential.secret and credential.kind != "none":
         name = credential.header or preset.credential_header or "authorization"
         headers[name.lower()] = credential.secret
-    # Made once through httpx itself, which adds `host`; the raw pairs are cheap to copy.
-    return url, httpx.Request("GET", url, headers=headers).headers.raw
+    # Made once through httpx itself, which adds `host`; a copy of them is cheap.
+    return url, httpx.Request("GET", url, headers=headers).headers
 
 
 def _url(base_url: str, path: str, query: str, model: str) -> httpx.URL:

@@ -12,7 +12,7 @@ import httpx
 from services.providers import refusals
 from services.providers.call import AttemptFailed
 from services.providers.egress import EgressRefused, Guard
-from services.providers.http1 import Http1Transport, Limits
+from services.providers.http1 import Body, Http1Transport, Limits
 
 ERROR_BODY_BYTES = 64 * 1024
 RELEASE_BYTES = 64 * 1024
@@ -85,6 +85,8 @@ async def error_body(response: httpx.Response) -> bytes:
 async def release(response: httpx.Response) -> None:
     """Let go of a response that is done, reading what may follow its end mark so that the
     connection can be used again."""
+    if isinstance(response.stream, Body) and await response.stream.finish():
+        return
     try:
         async with asyncio.timeout(RELEASE_S):
             async for _ in reads(response, RELEASE_BYTES, lambda: None):

@@ -6,7 +6,19 @@ from typing import Any
 import httpx
 import orjson
 
-from bourse.v1.events_pb2 import Unit
+from bourse.v1.events_pb2 import (
+    UNIT_CACHE_READ,
+    UNIT_CACHE_WRITE,
+    UNIT_COMPLETION,
+    UNIT_COMPLETION_AUDIO,
+    UNIT_COMPLETION_IMAGE,
+    UNIT_PROMPT,
+    UNIT_PROMPT_AUDIO,
+    UNIT_PROMPT_IMAGE,
+    UNIT_PROMPT_VIDEO,
+    UNIT_REASONING,
+    UNIT_WEB_SEARCH,
+)
 from services.providers import counts, refusals
 from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event, Usage
 from services.providers.finish import finish_reason
@@ -363,32 +375,32 @@ def usage_of(reported: Any, preset: Preset) -> Usage | None:
         counts.split(
             made,
             prompt,
-            Unit.UNIT_PROMPT,
+            UNIT_PROMPT,
             (
-                (Unit.UNIT_CACHE_READ, cached),
-                (Unit.UNIT_CACHE_WRITE, written),
-                (Unit.UNIT_PROMPT_AUDIO, audio),
-                (Unit.UNIT_PROMPT_IMAGE, image),
-                (Unit.UNIT_PROMPT_VIDEO, video),
+                (UNIT_CACHE_READ, cached),
+                (UNIT_CACHE_WRITE, written),
+                (UNIT_PROMPT_AUDIO, audio),
+                (UNIT_PROMPT_IMAGE, image),
+                (UNIT_PROMPT_VIDEO, video),
             ),
         )
     if completion is not None:
         outside = _reasoning_outside(prompt or 0, completion, reasoning or 0, total, preset)
         if outside:
-            made[Unit.UNIT_REASONING] = outside
+            made[UNIT_REASONING] = outside
             reasoning = 0
         counts.split(
             made,
             completion,
-            Unit.UNIT_COMPLETION,
+            UNIT_COMPLETION,
             (
-                (Unit.UNIT_REASONING, reasoning),
-                (Unit.UNIT_COMPLETION_AUDIO, audio_out),
-                (Unit.UNIT_COMPLETION_IMAGE, image_out),
+                (UNIT_REASONING, reasoning),
+                (UNIT_COMPLETION_AUDIO, audio_out),
+                (UNIT_COMPLETION_IMAGE, image_out),
             ),
         )
     if searches:
-        made[Unit.UNIT_WEB_SEARCH] = searches
+        made[UNIT_WEB_SEARCH] = searches
     return Usage(made)
 
 
