@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from services.edge import refusals
 from services.edge.call import Call
 from services.edge.errors import ApiError
-from services.edge.leases import BillingUnreachable, Hold, InsufficientCredit, LeasePool
+from services.edge.holds import BillingUnreachable, Hold, InsufficientCredit
+from services.edge.leases import LeasePool
 from services.edge.plans import Attempt
 
 OUTPUT_TOKENS_MIN = 16

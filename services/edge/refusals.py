@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from bourse.v1.routing_pb2 import Exclusion, PlanResponse
 from services.edge.call import Call
 from services.edge.errors import ApiError, availability
-from services.edge.leases import REFUSAL_FROZEN, InsufficientCredit
+from services.edge.holds import InsufficientCredit
+from services.edge.leases import REFUSAL_FROZEN
 from services.edge.plans import Attempt
 from services.edge.usage import usd
 

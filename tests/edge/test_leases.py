@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from bourse.rpc import Network
 from bourse.v1.billing_pb2_grpc import BillingStub
 from bourse.v1.events_pb2 import AccountState
-from services.edge.leases import BillingUnreachable, Hold, InsufficientCredit, LeasePool, split
+from services.edge.holds import BillingUnreachable, Hold, InsufficientCredit, split
+from services.edge.leases import LeasePool
 from tests.edge.world import FakeBilling, eventually
 
 ACCOUNT = "acct"
