@@ -26,8 +26,8 @@ def post(
 ) -> httpx.Request:
     """Return the POST of a JSON body to `path` under the endpoint's base URL.
 
-    The transport adds the length. `{model}` in the base URL or the path stands for the upstream model. A query in the base URL
-    (`?api-version=…`) stays.
+    `{model}` in the base URL or the path stands for the upstream model. A query in the base URL
+    (`?api-version=…`) stays. The transport adds the length.
     """
     content = orjson.dumps(body)
     url, headers = _target(

@@ -408,7 +408,6 @@ def test_a_call_is_written_as_a_json_post_and_left_as_it_was(
     assert request.method == "POST"
     assert str(request.url).startswith("https://upstream.example/v1/")
     assert request.headers["content-type"] == JSON
-    assert int(request.headers["content-length"]) == len(request.content)
     assert (
         "their-model" in str(request.url) or orjson.loads(request.content)["model"] == "their-model"
     )
