@@ -21,6 +21,6 @@ async def comes_true(
 ) -> T:
     """Return the first true value of `await holds()`. TimeoutError when none comes in time."""
     async with asyncio.timeout(bound_s):
-        while not (value := await holds()):
+        while not (value := await holds()):  # noqa: ASYNC110  it asks another process
             await asyncio.sleep(every_s)
         return value

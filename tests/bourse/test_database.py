@@ -11,7 +11,10 @@ from bourse.database import Database, Int64, add_excluded, insert_if_absent, ups
 
 metadata = MetaData()
 counters = Table(
-    "counter", metadata, Column("name", String, primary_key=True), Column("value", Int64, nullable=False)
+    "counter",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", Int64, nullable=False),
 )
 
 
