@@ -118,7 +118,7 @@ def run_load(build: Path, case: Case, port: int, key: str) -> dict[str, float]:
             "taskset",
             "-c",
             LOAD_CPU,
-            build / "load",
+            str(build / "load"),
             str(port),
             PATH,
             key,
@@ -155,7 +155,7 @@ class Gateway:
 
     def _used_nano(self) -> int:
         with self.world.client(self.world.management_key) as client:
-            return round(client.get("/api/v1/credits").json()["data"]["total_usage"] * 1e9)
+            return int(round(client.get("/api/v1/credits").json()["data"]["total_usage"] * 1e9))
 
     def settle(self, requests: int) -> None:
         """Wait until exactly so many more requests are posted."""

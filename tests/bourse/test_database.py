@@ -53,10 +53,13 @@ async def test_two_writers_that_read_first_lose_no_update(database: Database) ->
 
 
 async def test_an_exception_rolls_the_whole_transaction_back(database: Database) -> None:
-    with pytest.raises(RuntimeError):
+    async def fail_midway() -> None:
         async with database.begin() as connection:
             await upsert(connection, counters, [{"name": "a", "value": 1}], ["name"])
             raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fail_midway()
     assert await value_of(database, "a") is None
 
 

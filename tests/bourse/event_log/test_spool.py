@@ -346,9 +346,7 @@ def test_sequence_numbers_have_no_gap(spool: Spool) -> None:
     assert [spool.next_seq() for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
-def test_a_full_disk_leaves_no_half_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = Spool(tmp_path / "spool", segment_bytes=100)
     spool.open()
     spool.settle("a", b"key", b"v" * 50)
