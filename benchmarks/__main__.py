@@ -155,7 +155,8 @@ class Gateway:
 
     def _used_nano(self) -> int:
         with self.world.client(self.world.management_key) as client:
-            return int(round(client.get("/api/v1/credits").json()["data"]["total_usage"] * 1e9))
+            used_usd: float = client.get("/api/v1/credits").json()["data"]["total_usage"]
+            return round(used_usd * 1e9)
 
     def settle(self, requests: int) -> None:
         """Wait until exactly so many more requests are posted."""
