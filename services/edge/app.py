@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi_swagger import patch_fastapi
 from starlette.types import Receive, Scope, Send
 
 from services.edge import documents
@@ -66,11 +67,20 @@ def pages(inference: Inference, routers: Sequence[APIRouter], health: Health) ->
         version="1",
         description=documents.DESCRIPTION,
         openapi_url=f"{API}/openapi.json",
-        docs_url=f"{API}/docs",
+        docs_url=None,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         default_response_class=Json,
     )
     handle_errors(app)
+    # FastAPI's own page fetches its script from elsewhere; this one serves what is installed.
+    patch_fastapi(
+        app,
+        docs_url=f"{API}/docs",
+        swagger_js_url=f"{API}/docs/swagger-ui-bundle.js",
+        swagger_css_url=f"{API}/docs/swagger-ui.css",
+        swagger_favicon_url=f"{API}/docs/favicon.png",
+    )
 
     @app.post(
         f"{API}/chat/completions",
