@@ -7,7 +7,8 @@ enter it. Its twin of the route below exists for the OpenAPI document, and answe
 from collections.abc import Sequence
 from typing import Protocol
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response, Security
+from fastapi.security import HTTPBearer
 from fastapi_swagger import patch_fastapi
 from starlette.types import Receive, Scope, Send
 
@@ -71,6 +72,8 @@ def pages(inference: Inference, routers: Sequence[APIRouter], health: Health) ->
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         default_response_class=Json,
+        # For the document only, so that its page can send a key; the routes check keys themselves.
+        dependencies=[Security(HTTPBearer(auto_error=False, description="A key, `sk-bourse-…`"))],
     )
     handle_errors(app)
     # FastAPI's own page fetches its script from elsewhere; this one serves what is installed.

@@ -1,5 +1,6 @@
 """The ordinary routes: catalogue, records, registration, boards, probes, the OpenAPI document."""
 
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -439,3 +440,16 @@ async def test_the_twin_route_answers_as_the_bare_function_does() -> None:
             body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
             answer = await client.post("/api/v1/chat/completions", json=body)
     assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
+
+
+async def test_the_docs_page_needs_nothing_from_elsewhere_and_can_send_a_key() -> None:
+    async with exchange() as (edge, _, _), edge.client() as client:
+        page = (await client.get("/api/v1/docs")).text
+        sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert sources
+        for source in sources:
+            assert httpx.URL(source).host == client.base_url.host
+            assert (await client.get(source)).is_success
+        document = (await client.get("/api/v1/openapi.json")).json()
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    assert document["paths"]["/api/v1/chat/completions"]["post"]["security"]
