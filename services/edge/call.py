@@ -36,6 +36,18 @@ PARAMETERS: Mapping[str, str] = {
 }  # fmt: skip
 """Body field → the parameter that an endpoint must support for it."""
 
+_SESSION = b"x-session-id"
+_REFERER = b"http-referer"
+_TITLES = (b"x-bourse-title", b"x-openrouter-title", b"x-title")
+_WANTS_METADATA = (
+    b"x-bourse-metadata",
+    b"x-openrouter-metadata",
+    b"x-bourse-experimental-metadata",
+    b"x-openrouter-experimental-metadata",
+)
+_TRACEPARENT = b"traceparent"
+_HEADERS = frozenset({_SESSION, _REFERER, *_TITLES, *_WANTS_METADATA, _TRACEPARENT})
+
 DEFAULT_TOKENS_PER_BYTE = 0.25
 _BUCKET_BITS = 4
 _SHORT_PROMPT_TOKENS = 1_024
@@ -83,7 +95,9 @@ class Call:
         if not self._key:
             self._key = (
                 self.models,
-                self.preferences.SerializeToString(deterministic=True),
+                b""
+                if self.preferences is preferences.NONE
+                else self.preferences.SerializeToString(deterministic=True),
                 self.prompt_tokens_bucket,
                 self.max_tokens,
                 self.parameters,
@@ -135,53 +149,64 @@ def parse(body: bytes, headers: Mapping[bytes, bytes]) -> Call:
         raise invalid("body", f"The body is not valid JSON: {error}.") from error
     if type(value) is not dict:
         raise invalid("body", "The body must be a JSON object.")
-    checks = CHECKS
+    checks, parameters = CHECKS, PARAMETERS
+    used: set[str] = set()
     for name, item in value.items():
-        if item is not None and name in checks:
+        if item is None:
+            continue
+        if name in checks:
             checks[name](name, item)
+        if name in parameters:
+            used.add(parameters[name])
     if "messages" not in value:
         raise invalid("messages", "`messages` is missing.")
     inputs = messages.check("messages", value["messages"])
-    route = value.get("route")
-    wanted = preferences.read(value.get("provider"), route)
-    models = _models(value)
-    _reasoning(value)
+    wanted = preferences.read(value.get("provider"), value.get("route"))
+    if "reasoning_effort" in value:
+        _reasoning(value)
+    if "response_format" in value:
+        response_format = value["response_format"]
+        if response_format is not None and response_format["type"] == "json_schema":
+            used.add("structured_outputs")
     if value.get("service_tier") == "fast":
         value["service_tier"] = "priority"
-    return Call(
+    call = Call(
         body=value,
-        models=models,
+        models=_models(value),
         streamed=value.get("stream") is True,
         max_tokens=value.get("max_completion_tokens") or value.get("max_tokens") or 0,
         preferences=wanted,
-        parameters=_parameters(value),
+        parameters=tuple(sorted(used)) if used else (),
         input_modalities=tuple(sorted(inputs.modalities)) if inputs.modalities else (),
         text_bytes=max(len(body) - inputs.media_bytes, 0),
         media_tokens=inputs.media_tokens,
-        session_id=value.get("session_id") or _session(headers),
-        app=header(headers, b"http-referer"),
-        app_title=_alias(headers, b"title") or header(headers, b"x-title"),
-        wants_metadata=(
-            _alias(headers, b"metadata") or _alias(headers, b"experimental-metadata")
-        ).lower()
-        == "enabled",
-        traceparent=header(headers, b"traceparent"),
+        session_id=value.get("session_id") or "",
     )
+    if not _HEADERS.isdisjoint(headers):
+        _read_headers(call, headers)
+    return call
 
 
-def header(headers: Mapping[bytes, bytes], name: bytes) -> str:
-    """Return a header as text, cut at 512 characters; empty when absent."""
-    value = headers.get(name)
-    return value[:_HEADER_MAX].decode("utf-8", "replace") if value else ""
+def _read_headers(call: Call, headers: Mapping[bytes, bytes]) -> None:
+    """Put what headers say into the call. Raises ApiError 400."""
+    call.session_id = call.session_id or _session(headers)
+    call.app = _header(headers, _REFERER)
+    call.app_title = _header(headers, *_TITLES)
+    call.wants_metadata = _header(headers, *_WANTS_METADATA).lower() == "enabled"
+    call.traceparent = _header(headers, _TRACEPARENT)
 
 
-def _alias(headers: Mapping[bytes, bytes], name: bytes) -> str:
-    """Return `X-Bourse-<name>`, else `X-OpenRouter-<name>`."""
-    return header(headers, b"x-bourse-" + name) or header(headers, b"x-openrouter-" + name)
+def _header(headers: Mapping[bytes, bytes], *names: bytes) -> str:
+    """Return the first of these headers as text, cut at 512 characters; empty when absent."""
+    for name in names:
+        value = headers.get(name)
+        if value:
+            return value[:_HEADER_MAX].decode("utf-8", "replace")
+    return ""
 
 
 def _session(headers: Mapping[bytes, bytes]) -> str:
-    session = header(headers, b"x-session-id")
+    session = _header(headers, _SESSION)
     if len(session) > SESSION_ID_MAX:
         raise ApiError(
             400,
@@ -193,21 +218,23 @@ def _session(headers: Mapping[bytes, bytes]) -> str:
 
 
 def _models(value: Mapping[str, Any]) -> tuple[str, ...]:
-    names: list[str] = []
-    given = [("model", value.get("model"))]
-    given += [(f"models[{index}]", name) for index, name in enumerate(value.get("models") or ())]
-    for path, name in given:
-        if name is None:
-            continue
-        if not name:
-            raise invalid(path, f"`{path}` must not be empty.")
-        if name.endswith(":online"):
-            raise invalid(path, "`:online` is not offered here.")
-        if name not in names:
-            names.append(name)
+    model = value.get("model")
+    names = [] if model is None else [_model("model", model)]
+    if value.get("models"):
+        for index, name in enumerate(value["models"]):
+            if _model(f"models[{index}]", name) not in names:
+                names.append(name)
     if not names:
         raise invalid("model", "`model` is missing.")
     return tuple(names)
+
+
+def _model(path: str, name: str) -> str:
+    if not name:
+        raise invalid(path, f"`{path}` must not be empty.")
+    if name.endswith(":online"):
+        raise invalid(path, "`:online` is not offered here.")
+    return name
 
 
 def _reasoning(value: Mapping[str, Any]) -> None:
@@ -215,13 +242,3 @@ def _reasoning(value: Mapping[str, Any]) -> None:
     nested = (value.get("reasoning") or {}).get("effort")
     if effort is not None and nested is not None and effort != nested:
         raise invalid("reasoning_effort", "`reasoning_effort` and `reasoning.effort` differ.")
-
-
-def _parameters(value: Mapping[str, Any]) -> tuple[str, ...]:
-    used = {
-        PARAMETERS[name] for name in value.keys() & PARAMETERS.keys() if value[name] is not None
-    }
-    response_format = value.get("response_format")
-    if response_format is not None and response_format["type"] == "json_schema":
-        used.add("structured_outputs")
-    return tuple(sorted(used))

@@ -37,7 +37,8 @@ def string(path: str, value: Any) -> None:
 
 def text(maximum: int) -> Check:
     def check(path: str, value: Any) -> None:
-        string(path, value)
+        if type(value) is not str:
+            raise wrong_type(path, "a string")
         if len(value) > maximum:
             raise ApiError(
                 400,

@@ -35,7 +35,7 @@ class Inputs:
 
 def check(path: str, value: Any) -> Inputs:
     """Return the inputs of a well-formed conversation, or raise a 400 naming the field at fault."""
-    if not isinstance(value, list):
+    if type(value) is not list:
         raise wrong_type(path, "an array of messages")
     if not value:
         raise invalid(path, f"`{path}` must not be empty.")
