@@ -4,7 +4,6 @@ Before an attempt's first content, failing over is silent and free; after it an 
 switched. Whoever leaves is cancelled upstream at once, and pays for what had come by then.
 """
 
-import asyncio
 import logging
 import math
 import time
@@ -154,18 +153,13 @@ class _Run:
     async def attempts(self) -> Ending | None:
         """Make attempts until one serves; return None then, else how the last one ended."""
         attempts = self.admitted.attempts
-        self.reply.attend(
-            first_token_at=asyncio.get_running_loop().time() + self.deadline_at - time.monotonic(),
-            on_left=self._left,
-            on_late=self._too_late,
-        )
+        self.reply.attend(self.deadline_at - time.monotonic(), self._left, self._too_late)
         ending: Ending | None = None
         number = place = 0
         while True:
             attempt = attempts[place]
             number += 1
-            following = _following(attempts, place + 1, attempt, None)
-            ending = await self.attempt(attempt, number, last=following < 0)
+            ending = await self.attempt(attempt, number, last=place + 1 == len(attempts))
             if ending is None or self.started or self.late or self.reply.left:
                 return ending
             place = _following(attempts, place + 1, attempt, ending)
@@ -230,13 +224,19 @@ class _Run:
         facts.attempt = number
         facts.account = self.key.account
         facts.key_hash = self.key.hash
-        facts.app = call.app
-        facts.app_title = call.app_title
-        facts.last = last
-        facts.streamed = call.streamed
         facts.first_token_remaining_ms = max(int((self.deadline_at - now) * 1_000), 1)
-        facts.traceparent = self.traceparent
-        facts.session_id = call.session_id
+        if last:
+            facts.last = True
+        if call.streamed:
+            facts.streamed = True
+        if call.app:
+            facts.app = call.app
+        if call.app_title:
+            facts.app_title = call.app_title
+        if call.session_id:
+            facts.session_id = call.session_id
+        if self.traceparent:
+            facts.traceparent = self.traceparent
         self.hold.tell(facts)
         return self.edge.workers.choose().open(
             facts, self.body, int(bounds.answer_deadline_s * 1_000)
@@ -353,14 +353,10 @@ class _Run:
         }
 
 
-def _following(
-    attempts: Sequence[Attempt], place: int, tried: Attempt, ending: Ending | None
-) -> int:
+def _following(attempts: Sequence[Attempt], place: int, tried: Attempt, ending: Ending) -> int:
     """Return the place of the next attempt that may help after `ending`, -1 if none does."""
     for index in range(place, len(attempts)):
         one = attempts[index]
-        if ending is None:
-            return index
         if one.model_index == tried.model_index:
             if ending.another_may_help and (
                 not ending.larger_than or one.context_length > ending.larger_than

@@ -4,7 +4,7 @@ A *lease* is a short loan of an account's balance to this edge. A *hold* is what
 from leases before it starts; closing it returns what was not charged.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Protocol
 
 from bourse.v1.billing_pb2 import LeaseGrant
@@ -55,9 +55,11 @@ class Hold:
 
     __slots__ = ("_charged", "_pool", "account", "covers_nano", "parts")
 
-    def __init__(self, pool: Pool, account: str, covers_nano: int) -> None:
+    def __init__(
+        self, pool: Pool, account: str, covers_nano: int, *parts: tuple[Lease, int]
+    ) -> None:
         self._pool = pool
-        self.parts: list[tuple[Lease, int]] = []
+        self.parts = list(parts)
         self._charged: tuple[int, ...] = ()
         self.account = account
         self.covers_nano = covers_nano
@@ -72,13 +74,15 @@ class Hold:
     def total_nano(self) -> int:
         return sum(nano for _, nano in self.parts)
 
-    def charge(self, charged: Iterable[int]) -> None:
-        """Say what was charged to each part, in order. At most one attempt is charged."""
-        self._charged = tuple(charged)
-
     def charge_in_order(self, charge_nano: int) -> None:
-        """Charge the parts in their order; what is above them all goes to the last one."""
-        self.charge(split(charge_nano, [nano for _, nano in self.parts]))
+        """Charge the parts in their order; what is above them all goes to the last one.
+
+        At most one attempt is charged.
+        """
+        if len(self.parts) == 1:
+            self._charged = (charge_nano,)
+        else:
+            self._charged = tuple(split(charge_nano, [nano for _, nano in self.parts]))
 
     def doubt(self, event: str) -> None:
         """An attempt's last frame never came: its event id goes with the closing of its leases."""

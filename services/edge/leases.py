@@ -140,9 +140,7 @@ class LeasePool:
         credit.taken_nano += want_nano
         if (renew or (left - want_nano) * 2 < total) and credit.available_nano > 0:
             self._refill(account, credit, want_nano, now)
-        hold = Hold(self, account, 0)
-        hold.parts.append((found, want_nano))
-        return hold
+        return Hold(self, account, 0, (found, want_nano))
 
     def free(self, account: str) -> Hold:
         """Return an empty hold for a request that cannot cost anything.
@@ -276,15 +274,15 @@ class LeasePool:
         return taken
 
     def settle(self, parts: list[tuple[Lease, int]], charged: tuple[int, ...]) -> None:
-        counted: set[int] = set()
+        counted: list[Lease] = []
         for index, (lease, nano) in enumerate(parts):
             spent = charged[index] if index < len(charged) else 0
             self.held_nano -= nano
             lease.held_nano -= nano
             lease.holds -= 1
             lease.charged_nano += spent
-            if spent and id(lease) not in counted:  # two quanta of one lease are one attempt
-                counted.add(id(lease))
+            if spent and lease not in counted:  # two quanta of one lease are one attempt
+                counted.append(lease)
                 lease.charged_attempts += 1
             rest = nano - spent
             if lease.dead:

@@ -29,7 +29,8 @@ class Choices:
                 }
             for name, value in piece.items():
                 if name == "delta":
-                    _merge_message(choice["message"], value or {})
+                    if value:
+                        _merge_message(choice["message"], value)
                 elif name == "logprobs":
                     _merge_logprobs(choice, value)
                 elif name != "index" and value is not None:
@@ -49,7 +50,8 @@ class Choices:
             calls = message.pop("tool_calls", None)
             if calls:
                 message["tool_calls"] = [calls[index] for index in sorted(calls)]
-        return [self._choices[index] for index in sorted(self._choices)]
+        choices = self._choices
+        return [choices[index] for index in sorted(choices)]
 
 
 def _merge_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
@@ -57,7 +59,8 @@ def _merge_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
         if value is None:
             continue
         if name in _TEXTS:
-            message[name] = (message.get(name) or "") + value
+            before = message.get(name)
+            message[name] = before + value if before else value
         elif name == "tool_calls":
             calls = message.setdefault("tool_calls", {})
             for position, call in enumerate(value):

@@ -16,7 +16,7 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
-WATCH_AFTER_S = 0.02
+WATCH_AFTER_S = 0.1
 TICK_S = 1.0
 
 COMMENT = b": OPENROUTER PROCESSING\n\n"
@@ -67,14 +67,13 @@ class Reply:
         self.done = False
 
     def attend(
-        self, *, first_token_at: float, on_left: Callable[[], None], on_late: Callable[[], None]
+        self, first_token_within_s: float, on_left: Callable[[], None], on_late: Callable[[], None]
     ) -> None:
         """Watch the client from now on. The callbacks are called at most once each."""
-        self._at = first_token_at
+        self._at = self._loop.time() + first_token_within_s
         self._on_left = on_left
         self._on_late = on_late
         if self._timer is None:
-            self._tick_s = min(TICK_S, self._timing.keep_alive_s / 4, self._timing.hold_back_s / 4)
             self._timer = self._loop.call_later(WATCH_AFTER_S, self._begin)
 
     def in_time(self) -> None:
@@ -95,7 +94,10 @@ class Reply:
         if not self.committed:
             self.committed = True
             await self._put(self._start(200))
-        await self._put({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending_since = now = self._loop.time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending_since = 0.0
+        self._quiet_until = now + self._timing.keep_alive_s
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last part of a body that was begun."""
@@ -112,8 +114,10 @@ class Reply:
         self.done = True
         start = self._start(status)
         start["headers"] += [*headers, (b"content-length", b"%d" % len(body))]
-        await self._put(start)
-        await self._put({"type": "http.response.body", "body": body})
+        self._sending_since = self._loop.time()
+        await self._send(start)
+        await self._send({"type": "http.response.body", "body": body})
+        self._sending_since = 0.0
 
     def close(self) -> None:
         """Stop watching."""
@@ -137,10 +141,9 @@ class Reply:
         self._sending_since = self._loop.time()
         await self._send(message)
         self._sending_since = 0.0
-        if self._keep_alive:
-            self._quiet_until = self._loop.time() + self._timing.keep_alive_s
 
     def _begin(self) -> None:
+        self._tick_s = min(TICK_S, self._timing.keep_alive_s / 4, self._timing.hold_back_s / 4)
         self._watching = self._loop.create_task(self._watch())
         self._tick()
 

@@ -1,5 +1,6 @@
 """Usage and cost as clients read them: counts rebuilt from disjoint units, USD from integers."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import orjson
@@ -26,11 +27,12 @@ CACHE_READ = (_CACHE_READ, _CACHE_READ_AUDIO)
 
 def usd(nano: int) -> str:
     """Print nano-USD as USD with at most nine decimals, never through a float."""
-    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
-    whole, part = divmod(nano, _NANO_PER_USD)
+    if nano < 0:
+        return "-" + usd(-nano)
+    part = nano % _NANO_PER_USD
     if not part:
-        return f"{sign}{whole}"
-    return f"{sign}{whole}.{part:0{NANO_DIGITS}d}".rstrip("0")
+        return str(nano // _NANO_PER_USD)
+    return f"{nano // _NANO_PER_USD}.{part:09d}".rstrip("0")
 
 
 def usd_number(nano: int) -> orjson.Fragment:
@@ -69,42 +71,42 @@ def usage_json(
     charge_nano: int,
 ) -> bytes:
     """Return the `usage` object of a reply as JSON."""
-    found: dict[int, int] = {}
+    found: defaultdict[int, int] = defaultdict(int)
     prompt = completion = 0
     for item in usage:
         unit, count = item.unit, item.count
-        found[unit] = found.get(unit, 0) + count
+        found[unit] += count
         if unit in PROMPT_UNITS:
             prompt += count
         elif unit in COMPLETION_UNITS:
             completion += count
     prompt_cost = prompt_nano(lines, price, list_nano)
-    get = found.get
-    audio_read = get(_CACHE_READ_AUDIO, 0)
-    return orjson.dumps(
-        {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "cost": usd_number(charge_nano),
-            "is_byok": False,
-            "cost_details": {
-                "upstream_inference_cost": None,
-                "upstream_inference_prompt_cost": usd_number(prompt_cost),
-                "upstream_inference_completions_cost": usd_number(list_nano - prompt_cost),
-            },
-            "prompt_tokens_details": {
-                "cached_tokens": get(_CACHE_READ, 0) + audio_read,
-                "cache_write_tokens": get(_CACHE_WRITE, 0) + get(_CACHE_WRITE_1H, 0),
-                "audio_tokens": get(_PROMPT_AUDIO, 0) + audio_read,
-                "video_tokens": get(_PROMPT_VIDEO, 0),
-            },
-            "completion_tokens_details": {
-                "reasoning_tokens": get(_REASONING, 0),
-                "audio_tokens": get(_COMPLETION_AUDIO, 0),
-                "image_tokens": get(_COMPLETION_IMAGE, 0),
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
-        }
+    audio_read = found[_CACHE_READ_AUDIO]
+    text = _USAGE % (
+        prompt,
+        completion,
+        prompt + completion,
+        usd(charge_nano),
+        usd(prompt_cost),
+        usd(list_nano - prompt_cost),
+        found[_CACHE_READ] + audio_read,
+        found[_CACHE_WRITE] + found[_CACHE_WRITE_1H],
+        found[_PROMPT_AUDIO] + audio_read,
+        found[_PROMPT_VIDEO],
+        found[_REASONING],
+        found[_COMPLETION_AUDIO],
+        found[_COMPLETION_IMAGE],
     )
+    return text.encode()
+
+
+_USAGE = (
+    '{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"cost":%s,"is_byok":false,'
+    '"cost_details":{"upstream_inference_cost":null,"upstream_inference_prompt_cost":%s,'
+    '"upstream_inference_completions_cost":%s},'
+    '"prompt_tokens_details":{"cached_tokens":%d,"cache_write_tokens":%d,"audio_tokens":%d,'
+    '"video_tokens":%d},'
+    '"completion_tokens_details":{"reasoning_tokens":%d,"audio_tokens":%d,"image_tokens":%d,'
+    '"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}}'
+)
+"""Numbers alone are filled in, so nothing needs escaping."""
