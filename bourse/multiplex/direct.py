@@ -1,6 +1,7 @@
 """The link to a worker in this process: the same exchange and attempt, and no bytes between."""
 
 import asyncio
+from collections.abc import Mapping
 
 from bourse.multiplex.attempt import Attempt
 from bourse.multiplex.attempts import Attempts
@@ -15,7 +16,7 @@ class DirectLink(Link):
     def __init__(self, servicer: GenerationServicer, name: str = "local") -> None:
         super().__init__(name)
         self._servicer = servicer
-        self._attempts = _DirectAttempts(self, servicer)
+        self._attempts = _DirectAttempts(self, self._exchanges, servicer)
         self._closed = False
 
     @property
@@ -35,13 +36,6 @@ class DirectLink(Link):
     def tell(self, frame: RequestFrame) -> None:
         self._attempts.receive(frame)
 
-    def receive(self, frame: ResponseFrame) -> None:
-        exchange = self._exchanges.get(frame.id)
-        if exchange is None:
-            self.unknown_frames += 1
-        else:
-            exchange.receive(frame)
-
     async def close(self) -> None:
         self._closed = True
         self._attempts.broke()
@@ -50,15 +44,21 @@ class DirectLink(Link):
 
 
 class _DirectAttempts(Attempts):
-    def __init__(self, link: DirectLink, servicer: GenerationServicer) -> None:
+    def __init__(
+        self, link: DirectLink, exchanges: Mapping[int, Exchange], servicer: GenerationServicer
+    ) -> None:
         super().__init__(servicer.handler, servicer.tasks)
         self._link = link
+        self._exchanges = exchanges
 
     def tell(self, attempt: Attempt, frame: ResponseFrame) -> None:
-        self._link.receive(frame)
+        exchange = self._exchanges.get(frame.id)
+        if exchange is None:
+            self._link.unknown_frames += 1
+        else:
+            exchange.receive(frame)
 
-    def tell_content(self, attempt: Attempt, frame: ResponseFrame) -> None:
-        self._link.receive(frame)
+    tell_content = tell  # nothing is sent, so nothing overtakes
 
     def drop(self, attempt: Attempt) -> None:
         """Nothing waits here: what was sent has arrived."""

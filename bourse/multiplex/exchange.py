@@ -111,14 +111,13 @@ class Exchange:
                     raise Broken(self._broken)
                 if self._closed:
                     raise StopAsyncIteration
-                self._waiter = asyncio.get_running_loop().create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
+                self._waiter = self._link.loop.create_future()
+                await self._waiter
             frame, cost = self._frames.popleft()
             if cost:
-                self._take(cost)
+                self._taken += cost
+                if self._taken >= CREDIT_STEP_BYTES and not self._closed:
+                    self._give_credit()
                 if frame.chunk.more or self._pieces:
                     self._pieces.append(frame.chunk.choices)
                     if frame.chunk.more:
@@ -174,25 +173,27 @@ class Exchange:
         elif kind != "need_budget":
             raise GrammarError(f"unexpected frame for an open request: {kind}")
         self._frames.append((frame, cost))
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def broke(self, reason: str) -> None:
         """Nothing more will come."""
         if not self._closed:
             self._closed = True
             self._broken = reason
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
 
-    def _take(self, cost: int) -> None:
-        self._taken += cost
-        if self._taken >= CREDIT_STEP_BYTES and not self._closed:
-            self._link.tell(RequestFrame(id=self.id, credit=Credit(bytes=self._taken)))
-            self._outstanding -= self._taken
-            self._taken = 0
+    def _give_credit(self) -> None:
+        """Let the worker send as much again as was taken."""
+        self._link.tell(RequestFrame(id=self.id, credit=Credit(bytes=self._taken)))
+        self._outstanding -= self._taken
+        self._taken = 0
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class Link(ABC):
@@ -207,6 +208,7 @@ class Link(ABC):
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self.loop = asyncio.get_running_loop()
         self._deadlines: Deadlines[Exchange] = Deadlines(self._exchanges.values, self._expire)
 
     @property

@@ -40,6 +40,8 @@ class WorkerPool:
             if url != LOCAL:
                 target(url)
         self._direct: DirectLink | None = None
+        self._alone: DirectLink | None = None
+        """The worker in this process where it is the only one."""
         self._dialers: dict[str, _Dialer] = {}
         self._leaving: dict[_Dialer, asyncio.Task[None]] = {}
         self._resolvers: list[asyncio.Task[None]] = []
@@ -73,6 +75,8 @@ class WorkerPool:
 
     def choose(self) -> WorkerLink:
         """Return the link with fewer in flight of two drawn at random. Raises NoWorker."""
+        if self._alone is not None and self._alone.usable and not self._draining:
+            return self._alone
         links = self.links
         if not links:
             raise NoWorker("no worker can be reached")
@@ -108,6 +112,8 @@ class WorkerPool:
             servicer = self._network.servicer(GenerationStub)
             if isinstance(servicer, GenerationServicer):
                 self._direct = DirectLink(servicer)
+                if self._urls == [LOCAL]:
+                    self._alone = self._direct
         return self._direct
 
     async def _resolve(self, url: str) -> None:
