@@ -29,7 +29,7 @@ from bourse.v1.events_pb2 import (
 )
 from bourse.v1.generation_pb2 import AttemptFacts, Failed, Finished
 from services.providers import refusals
-from services.providers.call import AttemptFailed, Chunk
+from services.providers.call import AttemptFailed, Chunk, content_bytes
 from services.providers.metering import Meter, spends
 from services.providers.records import provider_share_nano
 
@@ -98,9 +98,9 @@ class Answer:
 
     def take(self, chunk: Chunk, meter: Meter) -> bool:
         """Note what a chunk says; return whether it holds content. Raises AttemptFailed."""
-        content_bytes = chunk.content_bytes
-        has_content = content_bytes > 0 or chunk.has_content
-        meter.take(chunk, content_bytes, has_content)
+        written_bytes = content_bytes(chunk.choices)
+        has_content = written_bytes > 0 or chunk.has_content
+        meter.take(chunk, written_bytes, has_content)
         if chunk.upstream_id and not self._upstream_id:
             self._upstream_id = chunk.upstream_id
         if chunk.service_tier:

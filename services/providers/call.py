@@ -1,14 +1,15 @@
 """What a dialect is given and what it gives back: the words the worker and every dialect share.
 
 A dialect is a module in `services/providers/dialects/` that satisfies `Dialect`: three pure
-functions, no client, no log, no clock.
+functions, no client, no log, no clock. What it makes of an answer is decoded read by read
+(`decoding.Decoder`):
 
-    reads (bytes) --framing.frames--> Event --dialect.chunks--> Chunk
+    read (bytes) --framing.Framing--> Event --dialect.reading(...).read--> Chunk
 
 Failures are one exception, `AttemptFailed`; `refusals.py` decides what each kind of it means.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -167,6 +168,24 @@ class AttemptFailed(Exception):
         self.reason = reason
 
 
+class Reading(Protocol):
+    """One answer being read: content as it comes, the final usage last.
+
+    An error inside a 200, an answer that is malformed or empty and a stream that ends without its
+    end raise AttemptFailed.
+    """
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer's own end mark came: what follows it is not read."""
+
+    def read(self, event: Event) -> Iterable[Chunk]:
+        """Return what one event adds."""
+
+    def end(self, cut: AttemptFailed | None = None) -> Iterable[Chunk]:
+        """Judge how the answer ended, with the body or by being `cut`; return what is missing."""
+
+
 class Dialect(Protocol):
     """How one family of providers writes our call and how we read its answer."""
 
@@ -175,15 +194,9 @@ class Dialect(Protocol):
     def request(self, call: Call, endpoint: Endpoint, credential: Credential) -> httpx.Request:
         """Write a canonical call. Raise AttemptFailed (400, with `field`) where that cannot be."""
 
-    def chunks(
-        self, events: AsyncIterable[Event], preset: Preset | None = None
-    ) -> AsyncIterator[Chunk]:
-        """Read an answer, whole or streamed: content as it comes, the final usage last.
-
-        An error inside a 200, an answer that is malformed or empty and a stream that ends without
-        its end raise AttemptFailed. `preset` is the endpoint's; it only settles what the answer
-        itself leaves open.
-        """
+    def reading(self, preset: Preset) -> Reading:
+        """Begin to read an answer, whole or streamed. `preset` is the endpoint's; it only settles
+        what the answer itself leaves open."""
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
         """Say what a response that is not a 2xx means; header names are lower case."""

@@ -4,7 +4,7 @@ Everything is bounded and nothing depends on how the bytes were cut into reads.
 """
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import Iterator
 
 from services.providers.call import AttemptFailed, Event
 from services.providers.refusals import malformed
@@ -17,58 +17,59 @@ _SPACE = b" \t\r\n"
 _SSE_STARTS = (b"data", b"event", b"id", b"retry", b":")
 
 
-async def frames(
-    content_type: str,
-    reads: AsyncIterable[bytes],
-    *,
-    line_limit: int = LINE_LIMIT_BYTES,
-    body_limit: int = BODY_LIMIT_BYTES,
-) -> AsyncIterator[Event]:
-    """Cut a response by its content type, corrected by how the body begins.
+class Framing:
+    """Cuts a response by its content type, corrected by how the body begins.
 
-    A body that begins like JSON is read as JSON and one that begins like SSE as SSE, whatever the
-    header claims: upstreams send error objects under `text/event-stream` and streams under
-    `application/json`. Raise AttemptFailed for anything else (an HTML page) and what is too big.
+    A body that begins like JSON is read as JSON (one event for an object; one per element, as each
+    completes, for an array) and one that begins like SSE as SSE, whatever the header claims:
+    upstreams send error objects under `text/event-stream` and streams under `application/json`.
+    Anything else (an HTML page) and what is too big raise AttemptFailed (malformed).
     """
-    first, rest = await _peek(reads)
-    start = first.removeprefix(_BOM).lstrip(_SPACE)
-    if start.startswith((b"{", b"[")):
-        events = whole(rest, body_limit)
-    elif start.startswith(_SSE_STARTS) or (not start and "event-stream" in content_type):
-        events = sse(rest, line_limit)
-    elif not start:
-        return
-    elif "event-stream" in content_type:
-        events = sse(rest, line_limit)
-    else:
-        raise malformed("neither JSON nor an event stream", first)
-    async for event in events:
-        yield event
+
+    def __init__(
+        self,
+        content_type: str,
+        *,
+        line_limit: int = LINE_LIMIT_BYTES,
+        body_limit: int = BODY_LIMIT_BYTES,
+    ) -> None:
+        self._says_sse = "event-stream" in content_type
+        self._line_limit = line_limit
+        self._body_limit = body_limit
+        self._decoder: SseDecoder | JsonDecoder | None = None
+        self._seen = b""  # what came while too little was here to tell
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that this read completes."""
+        if self._decoder is None:
+            data = self._seen = self._seen + data
+            # A mark of three bytes and enough of the first field to know it.
+            if len(data) < 16 and len(_start(data)) < 1 + len(b"event"):
+                return []
+            self._decoder = self._choose(data)
+        return self._decoder.feed(data)
+
+    def end(self) -> list[Event]:
+        """Return what the end of the body completes."""
+        events: list[Event] = []
+        if self._decoder is None:
+            if not _start(self._seen) and not self._says_sse:
+                return events
+            self._decoder = self._choose(self._seen)
+            events = self._decoder.feed(self._seen)
+        return events + self._decoder.end()
+
+    def _choose(self, data: bytes) -> "SseDecoder | JsonDecoder":
+        start = _start(data)
+        if start.startswith((b"{", b"[")):
+            return JsonDecoder(self._body_limit)
+        if self._says_sse or start.startswith(_SSE_STARTS):
+            return SseDecoder(self._line_limit)
+        raise malformed("neither JSON nor an event stream", data)
 
 
-async def sse(
-    reads: AsyncIterable[bytes], line_limit: int = LINE_LIMIT_BYTES
-) -> AsyncIterator[Event]:
-    """Cut server-sent events. Raise AttemptFailed (malformed) when a line or event is too long."""
-    decoder = SseDecoder(line_limit)
-    async for data in reads:
-        for event in decoder.feed(data):
-            yield event
-    for event in decoder.end():
-        yield event
-
-
-async def whole(reads: AsyncIterable[bytes], limit: int = BODY_LIMIT_BYTES) -> AsyncIterator[Event]:
-    """Cut JSON: one event for an object, one per element, as each completes, for an array.
-
-    Raise AttemptFailed (malformed) when more than `limit` bytes would have to be kept.
-    """
-    decoder = JsonDecoder(limit)
-    async for data in reads:
-        for event in decoder.feed(data):
-            yield event
-    for event in decoder.end():
-        yield event
+def _start(data: bytes) -> bytes:
+    return data.removeprefix(_BOM).lstrip(_SPACE)
 
 
 class SseDecoder:
@@ -263,25 +264,6 @@ class JsonDecoder:
         del buffer[:done]
         self._scanned = position - done
         self._start = 0
-
-
-async def _peek(reads: AsyncIterable[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
-    iterator = reads.__aiter__()
-    seen = b""
-    # A mark of three bytes and enough of the first field to know it.
-    while len(seen) < 16 and len(seen.removeprefix(_BOM).lstrip(_SPACE)) < 1 + len(b"event"):
-        try:
-            seen += await iterator.__anext__()
-        except StopAsyncIteration:
-            break
-
-    async def rest() -> AsyncIterator[bytes]:
-        if seen:
-            yield seen
-        async for data in iterator:
-            yield data
-
-    return seen, rest()
 
 
 def _is_object(data: bytes) -> bool:

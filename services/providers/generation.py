@@ -10,10 +10,8 @@ content. What each ending costs whom stands in answer.py.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import orjson
@@ -39,8 +37,8 @@ from bourse.v1.generation_pb2 import Chunk as ChunkFrame
 from services.providers import refusals, transport
 from services.providers.answer import CLIENT_CLOSED, Answer
 from services.providers.call import AttemptFailed, Call, Chunk
+from services.providers.decoding import Decoder
 from services.providers.endpoints import Endpoints, Served
-from services.providers.framing import frames
 from services.providers.metering import Meter
 from services.providers.records import NoRecords, Recording, RecordsFull, now_ms
 from services.providers.transport import Upstream
@@ -60,6 +58,21 @@ class Bounds:
     quantum_tokens: int = 256
     checkpoint_tokens: int = 256
     checkpoint_s: float = 1.0
+
+
+class _Checkpoints:
+    """When an answer is checkpointed next: at so many bytes of output, or at a time."""
+
+    __slots__ = ("_every_bytes", "_every_s", "at", "at_bytes")
+
+    def __init__(self, bounds: Bounds, tokens_per_byte: float) -> None:
+        self._every_bytes = int(bounds.checkpoint_tokens / tokens_per_byte)
+        self._every_s = bounds.checkpoint_s
+        self.passed(0, asyncio.get_running_loop().time())
+
+    def passed(self, written_bytes: int, now: float) -> None:
+        self.at_bytes = written_bytes + self._every_bytes
+        self.at = now + self._every_s
 
 
 class CreditExhausted(Exception):
@@ -168,41 +181,59 @@ class Generator:
             body = await transport.error_body(response)
             raise served.dialect.failure(response.status_code, headers, body)
         meter.answered = True
-        content_type = response.headers.get("content-type", "")
-        reads = transport.reads(response, self._bounds.answer_max_bytes, watchdog.heard)
-        events = frames(content_type, reads)
-        checkpoint_bytes = int(self._bounds.checkpoint_tokens / served.completion_tokens_per_byte)
-        checkpoint_at_bytes = checkpoint_bytes
-        checkpoint_at = asyncio.get_running_loop().time() + self._bounds.checkpoint_s
-        chunks = served.dialect.chunks(events, served.endpoint.preset)
-        async with aclosing(cast(AsyncGenerator[Chunk, None], chunks)) as chunks:
-            async for chunk in chunks:
-                has_content = answer.take(chunk, meter)
-                if has_content:
-                    watchdog.got_content()
-                    answer.had_content = True
-                if meter.completion_bytes >= meter.ask_at_bytes and not answer.finished:
-                    _ask(attempt, answer)
-                if chunk.choices:
-                    await self._pass_on(attempt, answer, chunk.choices, watchdog)
-                if answer.finished:
-                    if chunk.finish_reason:
-                        watchdog.finished()
-                    continue
-                if (
-                    meter.completion_bytes >= checkpoint_at_bytes
-                    or watchdog.heard_at >= checkpoint_at
-                ):
-                    checkpoint_at_bytes = meter.completion_bytes + checkpoint_bytes
-                    checkpoint_at = watchdog.heard_at + self._bounds.checkpoint_s
-                    self._records.checkpoint(answer.event, answer.progress())
-                if meter.completion_bytes >= meter.stop_at_bytes:
-                    await self._wait_for_budget(attempt, answer, meter, watchdog)
+        decoder = Decoder(
+            response.headers.get("content-type", ""), served.dialect.reading(served.endpoint.preset)
+        )
+        reads = transport.Reads(response, self._bounds.answer_max_bytes)
+        checkpoints = _Checkpoints(self._bounds, served.completion_tokens_per_byte)
+        while not decoder.done:
+            try:
+                data = await reads.next()
+            except AttemptFailed as failed:
+                if failed.reason != "cut":
+                    raise
+                chunks = decoder.end(failed)
+            else:
+                if data is None:
+                    chunks = decoder.end()
+                else:
+                    watchdog.heard()
+                    chunks = decoder.feed(data)
+            for chunk in chunks:
+                await self._take(attempt, answer, meter, chunk, watchdog, checkpoints)
         answer.heard_last_at = time.monotonic()
         if not answer.finished:
             raise refusals.cut() if answer.had_content else refusals.empty()
         if answer.waiting:  # a proper end without any content
             await self._start(attempt, answer, [])
+
+    async def _take(
+        self,
+        attempt: Attempt,
+        answer: Answer,
+        meter: Meter,
+        chunk: Chunk,
+        watchdog: Watchdog,
+        checkpoints: _Checkpoints,
+    ) -> None:
+        """Count a chunk and pass it on; go on only as far as the budget does."""
+        if answer.take(chunk, meter):
+            watchdog.got_content()
+            answer.had_content = True
+        written_bytes = meter.completion_bytes
+        if written_bytes >= meter.ask_at_bytes and not answer.finished:
+            _ask(attempt, answer)
+        if chunk.choices:
+            await self._pass_on(attempt, answer, chunk.choices, watchdog)
+        if answer.finished:
+            if chunk.finish_reason:
+                watchdog.finished()
+            return
+        if written_bytes >= checkpoints.at_bytes or watchdog.heard_at >= checkpoints.at:
+            checkpoints.passed(written_bytes, watchdog.heard_at)
+            self._records.checkpoint(answer.event, answer.progress())
+        if written_bytes >= meter.stop_at_bytes:
+            await self._wait_for_budget(attempt, answer, meter, watchdog)
 
     async def _pass_on(
         self,

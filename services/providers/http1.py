@@ -12,6 +12,7 @@ import asyncio
 import ssl
 import time
 import zlib
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -179,34 +180,40 @@ class Body(httpx.AsyncByteStream):
         self._pool = pool
         self._timeout_s = timeout_s
         self._decoder = decoder
+        self._decoded: deque[bytes] = deque()
         self._released = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        connection, loop = self._connection, asyncio.get_running_loop()
-        while True:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        connection = self._connection
+        while not self._decoded:
             data = connection.take()
             if data is None:
                 if connection.complete:
-                    break
-                await connection.wait(loop.time() + self._timeout_s)
-                continue
-            if self._decoder is None:
-                yield data
+                    self._release()
+                    raise StopAsyncIteration
+                await connection.wait(asyncio.get_running_loop().time() + self._timeout_s)
+            elif self._decoder is None:
+                return data
             else:
-                for piece in self._decoder(data):
-                    yield piece
-        await self.aclose()
+                self._decoded.extend(self._decoder(data))
+        return self._decoded.popleft()
 
-    async def finish(self) -> bool:
+    def finish(self) -> bool:
         """Close without waiting, dropping what is unread, if all of it has come; else False."""
         connection = self._connection
         if not connection.complete:
             return False
         connection.take()
-        await self.aclose()
+        self._release()
         return True
 
     async def aclose(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
         if self._released:
             return
         self._released = True

@@ -5,7 +5,8 @@ What carries it is an httpx transport, called directly; errors become AttemptFai
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from typing import cast
 
 import httpx
 
@@ -44,37 +45,40 @@ class Upstream:
             await transport.aclose()
 
 
-async def reads(
-    response: httpx.Response, most_bytes: int, heard: Callable[[], object]
-) -> AsyncIterator[bytes]:
-    """Yield the body as it comes, calling `heard` for each read, and close it at its end.
+class Reads:
+    """A response's body as it comes, of at most so many bytes."""
 
-    Raises AttemptFailed.
-    """
-    total = 0
-    stream: AsyncIterator[bytes] = response.stream.__aiter__()  # type: ignore[union-attr]
-    while True:
+    def __init__(self, response: httpx.Response, most_bytes: int) -> None:
+        self._response = response
+        self._stream: AsyncIterator[bytes] = aiter(cast(httpx.AsyncByteStream, response.stream))
+        self._most_bytes = self._left_bytes = most_bytes
+
+    async def next(self) -> bytes | None:
+        """Return the next bytes; at the end close the response and return None.
+
+        Raises AttemptFailed; its reason is `cut` where the body broke off.
+        """
         try:
-            data = await stream.__anext__()
+            data = await anext(self._stream)
         except StopAsyncIteration:
-            await response.aclose()
-            return
+            await self._response.aclose()
+            return None
         except httpx.ReadTimeout as error:
             raise refusals.timed_out(str(error)) from None
         except (httpx.HTTPError, OSError):
             raise refusals.cut() from None
-        heard()
-        total += len(data)
-        if total > most_bytes:
-            raise refusals.malformed(f"a body of more than {most_bytes} bytes")
-        yield data
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            raise refusals.malformed(f"a body of more than {self._most_bytes} bytes")
+        return data
 
 
 async def error_body(response: httpx.Response) -> bytes:
     """Return the beginning of an error's body; what cannot be read is left out."""
     body = b""
     try:
-        async for data in reads(response, ERROR_BODY_BYTES, lambda: None):
+        reads = Reads(response, ERROR_BODY_BYTES)
+        while (data := await reads.next()) is not None:
             body += data
     except AttemptFailed:
         pass
@@ -85,11 +89,12 @@ async def error_body(response: httpx.Response) -> bytes:
 async def release(response: httpx.Response) -> None:
     """Let go of a response that is done, reading what may follow its end mark so that the
     connection can be used again."""
-    if isinstance(response.stream, Body) and await response.stream.finish():
+    if isinstance(response.stream, Body) and response.stream.finish():
         return
     try:
         async with asyncio.timeout(RELEASE_S):
-            async for _ in reads(response, RELEASE_BYTES, lambda: None):
+            reads = Reads(response, RELEASE_BYTES)
+            while await reads.next() is not None:
                 pass
     except (AttemptFailed, TimeoutError):
         pass

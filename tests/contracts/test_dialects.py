@@ -5,13 +5,12 @@ show is that the wires here are what providers write: that is what the recording
 """
 
 import ast
-import asyncio
 import copy
 import importlib
 import inspect
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from bourse.rating import COMPLETION_UNITS, PROMPT_UNITS
 from bourse.v1.events_pb2 import Unit
 from services.providers import dialects
 from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint
-from services.providers.framing import frames
 from services.providers.presets import PLAIN, PRESETS
+from tests import answers
 
 FOLDER = Path(dialects.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
@@ -223,14 +222,8 @@ def _dialect(name: str) -> Any:
     return importlib.import_module(f"services.providers.dialects.{name}")
 
 
-async def _reads(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
-
-
 async def _read(name: str, pieces: Iterable[bytes], content_type: str = SSE) -> list[Chunk]:
-    events = frames(content_type, _reads(pieces))
-    return [chunk async for chunk in _dialect(name).chunks(events, PLAIN[name])]
+    return answers.of_reads(_dialect(name), content_type, pieces, PLAIN[name])
 
 
 def _text(chunks: Iterable[Chunk]) -> str:
@@ -286,7 +279,7 @@ def test_a_dialect_is_three_functions_with_the_shared_signature(name: str) -> No
     assert module.FRAMING in ("sse", "event_stream", "ndjson", "json")
     signatures = {
         "request": ["call", "endpoint", "credential"],
-        "chunks": ["events", "preset"],
+        "reading": ["preset"],
         "failure": ["status", "headers", "body"],
     }
     for function, parameters in signatures.items():
@@ -640,17 +633,15 @@ async def test_f20_a_page_is_no_answer(name: str, content_type: str, body: bytes
 async def test_f20_an_endless_line_is_given_up(name: str) -> None:
     sent = 0
 
-    async def endless() -> AsyncIterator[bytes]:
+    def endless() -> Iterator[bytes]:
         nonlocal sent
         yield b"data: {"
         while True:
             sent += 65536
             yield b"x" * 65536
-            await asyncio.sleep(0)
 
     with pytest.raises(AttemptFailed) as failed:
-        async for _ in _dialect(name).chunks(frames(SSE, endless()), PLAIN[name]):
-            pass
+        await _read(name, endless())
     assert failed.value.reason == "malformed"
     assert sent <= 2 * 1024 * 1024
 

@@ -2,14 +2,14 @@
 
 import importlib
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bourse.rating import COMPLETION_UNITS, PROMPT_UNITS
 from bourse.v1.events_pb2 import Unit
 from services.providers.call import AttemptFailed, Chunk, Usage
-from services.providers.framing import frames
+from services.providers.decoding import Decoder
 from services.providers.presets import preset_of
 from tests.recordings.expected import Expected, ToolCall, expected
 from tests.recordings.reading import Record, raw, wire
@@ -45,23 +45,22 @@ async def decode(record: Record, reads: Iterable[bytes] | None = None) -> Answer
     """Decode a successful exchange: framing by content type, the dialect, the provider's preset."""
     dialect = DIALECTS[record["kind"]]
     preset = preset_of(record["provider"], dialect)
-    events = frames(
-        record.get("content_type") or "", _reads(wire(record) if reads is None else reads)
-    )
+    decoder = Decoder(record.get("content_type") or "", dialect_of(record["kind"]).reading(preset))
     answer = Answer()
     calls: dict[tuple[int, int], ToolCall] = {}
     try:
-        async for chunk in dialect_of(record["kind"]).chunks(events, preset):
-            _add(answer, calls, chunk)
+        for data in wire(record) if reads is None else reads:
+            for chunk in decoder.feed(data):
+                _add(answer, calls, chunk)
+            if decoder.done:
+                break
+        else:
+            for chunk in decoder.end():
+                _add(answer, calls, chunk)
     except AttemptFailed as failure:
         answer.failure = failure
     answer.tool_calls = [calls[index] for index in sorted(calls)]
     return answer
-
-
-async def _reads(reads: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for data in reads:
-        yield data
 
 
 def _add(answer: Answer, calls: dict[tuple[int, int], ToolCall], chunk: Chunk) -> None:

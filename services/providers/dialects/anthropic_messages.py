@@ -1,6 +1,6 @@
 """Anthropic's Messages API, also on Azure and by those who copy it."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -35,17 +35,9 @@ def request(call: Call, endpoint: Endpoint, credential: Credential) -> httpx.Req
     )
 
 
-async def chunks(
-    events: AsyncIterable[Event], preset: Preset | None = None
-) -> AsyncIterator[Chunk]:
-    """Read an answer, whole or streamed. A stop reason or `message_stop` ends it properly."""
-    answer = _Answer()
-    async for event in events:
-        for chunk in answer.read(event):
-            yield chunk
-        if answer.done:
-            break
-    answer.end()
+def reading(preset: Preset) -> "_Answer":
+    """Begin to read an answer. A stop reason or `message_stop` ends it properly."""
+    return _Answer()
 
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
@@ -128,14 +120,17 @@ class _Answer:
         elif event.name == "json":
             raise refusals.malformed("not a message", event.data)
 
-    def end(self) -> None:
+    def end(self, cut: AttemptFailed | None = None) -> Sequence[Chunk]:
         """Judge how the answer ended."""
+        if cut is not None:
+            raise cut
         if self._finished:
-            return
+            return ()
         if self._began and not self.done:
             raise refusals.cut()
         if self._first:  # no content came
             raise refusals.empty()
+        return ()
 
     def _begin(self, message: dict[str, Any]) -> Chunk:
         self._id = message.get("id") or ""

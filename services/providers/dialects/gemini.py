@@ -1,7 +1,7 @@
 """Google's generateContent, as AI Studio and Vertex AI speak it."""
 
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -32,24 +32,12 @@ def request(call: Call, endpoint: Endpoint, credential: Credential) -> httpx.Req
     )
 
 
-async def chunks(
-    events: AsyncIterable[Event], preset: Preset | None = None
-) -> AsyncIterator[Chunk]:
-    """Read an answer: events, the elements of an array, or one whole document; all are alike.
+def reading(preset: Preset) -> "_Answer":
+    """Begin to read an answer: events, the elements of an array, or one whole document.
 
-    There is no end mark: the finish reason is given out when the body ends.
+    All are alike. There is no end mark: the finish reason is given out when the body ends.
     """
-    answer = _Answer()
-    try:
-        async for event in events:
-            chunk = answer.read(event)
-            if chunk is not None:
-                yield chunk
-    except AttemptFailed as failed:
-        if failed.reason != "cut" or not answer.finished:
-            raise
-        # The connection broke after the finish reason: nothing is missing but the end of the body.
-    yield answer.end()
+    return _Answer()
 
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
@@ -105,6 +93,7 @@ class _Answer:
     """One answer being read."""
 
     def __init__(self) -> None:
+        self.done = False
         self._roles: set[int] = set()
         self._tool_calls: dict[int, int] = {}
         self._details = 0
@@ -118,12 +107,8 @@ class _Answer:
         self._searches = 0
         self._cited: set[str] = set()
 
-    @property
-    def finished(self) -> bool:
-        return bool(self._finish)
-
-    def read(self, event: Event) -> Chunk | None:
-        """Return what one event adds, or None where it adds nothing."""
+    def read(self, event: Event) -> Sequence[Chunk]:
+        """Return what one event adds."""
         try:
             document = orjson.loads(event.data)
         except orjson.JSONDecodeError:
@@ -154,11 +139,16 @@ class _Answer:
             except counts.Untrue:
                 self._usage, self._bad_usage = None, True
         if not choices and reported is None:
-            return None
-        return self._chunk(choices)
+            return ()
+        return (self._chunk(choices),)
 
-    def end(self) -> Chunk:
-        """Judge how the answer ended and return its finish."""
+    def end(self, cut: AttemptFailed | None = None) -> Sequence[Chunk]:
+        """Judge how the answer ended and return its finish.
+
+        Where the connection broke after the finish reason, nothing is missing but the body's end.
+        """
+        if cut is not None and not self._finish:
+            raise cut
         if not self._finish and self._whole and self._content:
             self._finish = dict.fromkeys(self._roles, "")  # it is all there, the word is not
         if not self._finish:
@@ -190,7 +180,7 @@ class _Answer:
         chunk = self._chunk(choices)
         chunk.finish_reason = choices[0]["finish_reason"]
         chunk.native_finish_reason = choices[0]["native_finish_reason"]
-        return chunk
+        return (chunk,)
 
     def _chunk(self, choices: list[dict[str, Any]]) -> Chunk:
         return Chunk(

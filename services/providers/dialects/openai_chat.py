@@ -1,6 +1,6 @@
 """OpenAI's chat completions, as OpenAI and everyone who speaks like it writes them."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -23,7 +23,7 @@ from services.providers import counts, refusals
 from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event, Usage
 from services.providers.finish import finish_reason
 from services.providers.messages import openai_body
-from services.providers.presets import PLAIN, Preset
+from services.providers.presets import Preset
 from services.providers.target import post
 from services.providers.tool_calls import ToolCalls
 
@@ -35,25 +35,13 @@ def request(call: Call, endpoint: Endpoint, credential: Credential) -> httpx.Req
     return post(call, endpoint, credential, "/chat/completions", openai_body(call, endpoint))
 
 
-async def chunks(
-    events: AsyncIterable[Event], preset: Preset | None = None
-) -> AsyncIterator[Chunk]:
-    """Read an answer, whole or streamed.
+def reading(preset: Preset) -> "_Answer":
+    """Begin to read an answer, whole or streamed.
 
     The end mark `[DONE]` may be missing: a finish reason is enough. A finish reason may be missing:
     `[DONE]` is enough, if there was content. Neither is a cut answer.
     """
-    answer = _Answer(preset or PLAIN["openai_chat"])
-    async for event in events:
-        if event.data == b"[DONE]":
-            answer.done = True
-            break
-        chunk = answer.read(event)
-        if chunk is not None:
-            yield chunk
-    last = answer.end()
-    if last is not None:
-        yield last
+    return _Answer(preset)
 
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
@@ -116,6 +104,7 @@ class _Answer:
 
     def __init__(self, preset: Preset) -> None:
         self.done = False
+        self._said_nothing = False  # whole, without content or reason: `end` says so
         self._preset = preset
         self._roles: set[int] = set()  # choices whose role was given out
         self._finished: set[int] = set()
@@ -123,8 +112,11 @@ class _Answer:
         self._content = False
         self._began = False
 
-    def read(self, event: Event) -> Chunk | None:
-        """Return what one event adds, or None where it adds nothing."""
+    def read(self, event: Event) -> Sequence[Chunk]:
+        """Return what one event adds."""
+        if event.data == b"[DONE]":
+            self.done = True
+            return ()
         try:
             document = orjson.loads(event.data)
         except orjson.JSONDecodeError:
@@ -151,8 +143,8 @@ class _Answer:
         reported = document.get("usage") or (document.get("x_groq") or _NOTHING).get("usage")
         usage, refused = self._usage(reported) if reported else (None, False)
         if not choices and not reported:
-            return None
-        return Chunk(
+            return ()
+        chunk = Chunk(
             choices,
             usage,
             finish,
@@ -163,6 +155,7 @@ class _Answer:
             document.get("system_fingerprint") or "",
             refused,
         )
+        return (chunk,)
 
     def _usage(self, reported: Any) -> tuple[Usage | None, bool]:
         try:
@@ -185,26 +178,28 @@ class _Answer:
         self._content = True
         return {"index": 0, "delta": delta, "finish_reason": None}
 
-    def end(self) -> Chunk | None:
+    def end(self, cut: AttemptFailed | None = None) -> Sequence[Chunk]:
         """Judge how the answer ended; return a finish that it left out."""
+        if cut is not None:
+            raise cut
         if self._finished:
-            return None
-        if not self.done and self._began:
+            return ()
+        if self._began and not (self.done or self._said_nothing):
             raise refusals.cut()
         if not self._content:
             raise refusals.empty()
         choices = [_finish(index, index in self._calls) for index in sorted(self._roles)]
-        return Chunk(choices, finish_reason=choices[0]["finish_reason"])
+        return (Chunk(choices, finish_reason=choices[0]["finish_reason"]),)
 
-    def _without_choices(self, event: Event, document: dict[str, Any]) -> Chunk | None:
+    def _without_choices(self, event: Event, document: dict[str, Any]) -> Sequence[Chunk]:
         if event.name == "json":
             if any(key in document for key in ("message", "detail", "code", "msg")):
                 raise _refused(document)
             raise refusals.malformed("no choices", event.data)
         if document.get("usage"):
             usage, refused = self._usage(document["usage"])
-            return Chunk([], usage, usage_refused=refused)
-        return None  # a ping, a progress report
+            return (Chunk([], usage, usage_refused=refused),)
+        return ()  # a ping, a progress report
 
     def _choice(self, choice: Any) -> dict[str, Any] | None:
         try:
@@ -239,7 +234,7 @@ class _Answer:
                 made["finish_reason"] = mapped
                 made["native_finish_reason"] = native if isinstance(native, str) else str(native)
             elif whole and not self._content:
-                self.done = True  # nothing and no reason: `end` says so, after the usage
+                self._said_nothing = True
         elif not out:
             return None
         logprobs = choice.get("logprobs")

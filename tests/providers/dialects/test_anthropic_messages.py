@@ -1,26 +1,31 @@
 """Claude's wire: blocks, signatures, caches; and how a canonical call becomes its turns."""
 
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 
 from bourse.v1.events_pb2 import Unit
-from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event
+from services.providers.call import (
+    AttemptFailed,
+    Call,
+    Chunk,
+    Credential,
+    Dialect,
+    Endpoint,
+    Event,
+)
 from services.providers.dialects import anthropic_messages
 from services.providers.presets import PLAIN, PRESETS
+from tests import answers
 
 U = Unit
 FORMAT = "anthropic-claude-v1"
 
 
 async def _read(*documents: Any) -> list[Chunk]:
-    async def events() -> AsyncIterator[Event]:
-        for document in documents:
-            yield Event(document["type"], orjson.dumps(document))
-
-    return [chunk async for chunk in anthropic_messages.chunks(events())]
+    events = (Event(document["type"], orjson.dumps(document)) for document in documents)
+    return answers.of_events(cast(Dialect, anthropic_messages), events, PLAIN["anthropic_messages"])
 
 
 def _block(index: int, content: Any, *deltas: Any) -> list[Any]:

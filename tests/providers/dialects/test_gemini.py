@@ -1,28 +1,34 @@
 """Gemini's wire: parts, signatures, cumulative usage; and how a canonical call becomes contents."""
 
-from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import orjson
 import pytest
 
 from bourse.v1.events_pb2 import Unit
 from services.providers import refusals
-from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event
+from services.providers.call import (
+    AttemptFailed,
+    Call,
+    Chunk,
+    Credential,
+    Dialect,
+    Endpoint,
+    Event,
+)
+from services.providers.decoding import Decoder
 from services.providers.dialects import gemini
-from services.providers.framing import frames
 from services.providers.presets import PLAIN, PRESETS
+from tests import answers
 
 U = Unit
 FORMAT = "google-gemini-v1"
 
 
 async def _read(*documents: Any, name: str = "") -> list[Chunk]:
-    async def events() -> AsyncIterator[Event]:
-        for document in documents:
-            yield Event(name, orjson.dumps(document))
-
-    return [chunk async for chunk in gemini.chunks(events())]
+    events = (Event(name, orjson.dumps(document)) for document in documents)
+    return answers.of_events(cast(Dialect, gemini), events, PLAIN["gemini"])
 
 
 def _document(*parts: Any, finish: str | None = "STOP", **fields: Any) -> Any:
@@ -30,6 +36,10 @@ def _document(*parts: Any, finish: str | None = "STOP", **fields: Any) -> Any:
     if finish:
         candidate["finishReason"] = finish
     return {"candidates": [candidate], "responseId": "r1", **fields}
+
+
+def _text(chunk: Chunk) -> str:
+    return "".join(choice["delta"].get("content", "") for choice in chunk.choices)
 
 
 def _deltas(chunks: list[Chunk]) -> list[dict[str, Any]]:
@@ -196,24 +206,20 @@ async def test_citations_that_are_repeated_come_once() -> None:
 
 
 async def test_f05_a_break_after_the_finish_reason_takes_nothing_away() -> None:
-    async def events(finish: str | None) -> AsyncIterator[Event]:
-        yield Event("", orjson.dumps(_document({"text": "x"}, finish=finish)))
-        raise refusals.cut()
+    def read(finish: str | None) -> list[Chunk]:
+        reading = gemini.reading(PLAIN["gemini"])
+        event = Event("", orjson.dumps(_document({"text": "x"}, finish=finish)))
+        return [*reading.read(event), *reading.end(refusals.cut())]
 
-    chunks = [chunk async for chunk in gemini.chunks(events("STOP"))]
-    assert chunks[-1].finish_reason == "stop"
+    assert read("STOP")[-1].finish_reason == "stop"
     with pytest.raises(AttemptFailed) as failed:
-        async for _ in gemini.chunks(events(None)):
-            pass
+        read(None)
     assert failed.value.reason == "cut"
 
 
 async def _array(pieces: Iterable[bytes]) -> list[Chunk]:
-    async def reads() -> AsyncIterator[bytes]:
-        for piece in pieces:
-            yield piece
-
-    return [chunk async for chunk in gemini.chunks(frames("application/json", reads()))]
+    dialect = cast(Dialect, gemini)
+    return answers.of_reads(dialect, "application/json", pieces, PLAIN["gemini"])
 
 
 async def test_a_json_array_is_a_stream_at_every_cut() -> None:
@@ -231,19 +237,13 @@ async def test_a_json_array_is_a_stream_at_every_cut() -> None:
 
 
 async def test_elements_of_an_array_are_given_out_as_they_come() -> None:
-    asked = []
-
-    async def reads() -> AsyncIterator[bytes]:
-        for finish in (None, "STOP"):
-            asked.append(finish)
-            yield (b"[" if finish is None else b",") + orjson.dumps(
-                _document({"text": "x"}, finish=finish)
-            )
-        yield b"]"
-
-    chunks = gemini.chunks(frames("application/json", reads()))
-    await anext(chunks)
-    assert asked == [None]
+    decoder = Decoder("application/json", gemini.reading(PLAIN["gemini"]))
+    first, last = (
+        orjson.dumps(_document({"text": text}, finish=finish))
+        for text, finish in (("x", None), ("y", "STOP"))
+    )
+    assert [_text(chunk) for chunk in decoder.feed(b"[" + first)] == ["x"]
+    assert [_text(chunk) for chunk in decoder.feed(b"," + last + b"]")] == ["y"]
 
 
 # --- the call ----------------------------------------------------------------------------------

@@ -4,30 +4,35 @@ Scripted, because the recordings hold each quirk only as often as it happened to
 """
 
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 
 from bourse.v1.events_pb2 import Unit
-from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event
+from services.providers.call import (
+    AttemptFailed,
+    Call,
+    Chunk,
+    Credential,
+    Dialect,
+    Endpoint,
+    Event,
+)
 from services.providers.dialects import openai_chat
 from services.providers.presets import PLAIN, PRESETS, preset_of
 from services.providers.tool_calls import ToolCalls
+from tests import answers
 
 U = Unit
 
 
 async def _read(*documents: Any, preset: str = "", done: bool = True) -> list[Chunk]:
-    async def events() -> AsyncIterator[Event]:
-        for document in documents:
-            yield Event("", orjson.dumps(document))
-        if done:
-            yield Event("", b"[DONE]")
-
+    events = [Event("", orjson.dumps(document)) for document in documents]
+    if done:
+        events.append(Event("", b"[DONE]"))
     row = PRESETS.get(preset, PLAIN["openai_chat"])
-    return [chunk async for chunk in openai_chat.chunks(events(), row)]
+    return answers.of_events(cast(Dialect, openai_chat), events, row)
 
 
 def _delta(finish: str | None = None, **delta: Any) -> Any:
