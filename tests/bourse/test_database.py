@@ -23,7 +23,7 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     if request.param == "sqlite":
         opened = Database(f"sqlite:///{tmp_path}/test.sqlite")
     else:
-        opened = Database(request.getfixturevalue("postgres"))
+        opened = Database(request.getfixturevalue("postgres").url)
     async with opened.begin() as connection:
         await connection.run_sync(metadata.create_all)
     yield opened
