@@ -140,18 +140,28 @@ class Attempt:
 
     async def send(self, chunk: Chunk) -> None:
         """Send content, waiting while the reader's window is full. Raises Left."""
+        choices = chunk.choices
+        size = len(choices)
+        if size > MAX_CONTENT_BYTES:
+            raise ValueError(f"a chunk of {size} bytes: the limit is {MAX_CONTENT_BYTES}")
+        for at in range(0, max(size, 1), MAX_PIECE_BYTES):
+            piece = choices[at : at + MAX_PIECE_BYTES]
+            part = Chunk(choices=piece, more=at + len(piece) < size)
+            while not self.send_now(part):
+                await self._change()
+
+    def send_now(self, chunk: Chunk) -> bool:
+        """Send content if it fits into one frame and the reader's window. Raises Left."""
         if not self._started or self._ended:
             raise RuntimeError("content comes between started and the end")
         size = len(chunk.choices)
-        if size <= MAX_PIECE_BYTES:
-            await self._send(chunk, size)
-            return
-        choices = chunk.choices
-        if size > MAX_CONTENT_BYTES:
-            raise ValueError(f"a chunk of {size} bytes: the limit is {MAX_CONTENT_BYTES}")
-        for at in range(0, size, MAX_PIECE_BYTES):
-            piece = choices[at : at + MAX_PIECE_BYTES]
-            await self._send(Chunk(choices=piece, more=at + len(piece) < size), len(piece))
+        if size > MAX_PIECE_BYTES or self._window < size + OVERHEAD_BYTES:
+            return False
+        if self.broken or self.cancel_reason is not None:
+            raise Left(self.cancel_reason)
+        self._window -= size + OVERHEAD_BYTES
+        self._attempts.tell_content(self, ResponseFrame(id=self.id, chunk=chunk))
+        return True
 
     def need_budget(self) -> None:
         """Ask for another quantum; the answer comes to `budget`."""
@@ -256,14 +266,6 @@ class Attempt:
             self._attempts.tell(self, ResponseFrame(id=self.id, credit=credit))
             self._body_outstanding -= self._body_taken
             self._body_taken = 0
-
-    async def _send(self, chunk: Chunk, size: int) -> None:
-        cost = size + OVERHEAD_BYTES
-        while self._window < cost:
-            await self._change()
-        self._check_not_left()
-        self._window -= cost
-        self._attempts.tell_content(self, ResponseFrame(id=self.id, chunk=chunk))
 
     def _check_not_left(self) -> None:
         if self.broken or self.cancel_reason is not None:

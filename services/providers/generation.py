@@ -111,14 +111,14 @@ class Generator:
             return None
         answer = Answer(facts, event)
         outcome: Outcome.ValueType = OUTCOME_LOST
-        failure: AttemptFailed | None = _ours()
+        failure: AttemptFailed | None = None
         decided = False
         try:
             async with attempt.until_left():
                 await self._answer(attempt, answer, served)
             if facts.hedged and not await attempt.accepted():
                 raise Left(attempt.cancel_reason)
-            outcome, failure = OUTCOME_COMPLETED, None
+            outcome = OUTCOME_COMPLETED
         except Left as left:
             outcome, failure = _left(left)
             decided = left.reason is not None
@@ -205,7 +205,8 @@ class Generator:
         if not answer.finished:
             raise refusals.cut() if answer.had_content else refusals.empty()
         if answer.waiting:  # a proper end without any content
-            await self._start(attempt, answer, [])
+            first = await self._start(attempt, answer, [])
+            await attempt.send(ChunkFrame(choices=orjson.dumps(first)))
 
     async def _take(
         self,
@@ -244,22 +245,26 @@ class Generator:
     ) -> None:
         """Send choices on; while the reader's window is full, the upstream is not read."""
         if not answer.started:
-            if answer.had_content:
-                await self._start(attempt, answer, choices)
-            else:
+            if not answer.had_content:
                 answer.waiting += choices
-            return
-        watchdog.pause()
-        await attempt.send(ChunkFrame(choices=orjson.dumps(choices)))
-        watchdog.resume()
+                return
+            choices = await self._start(attempt, answer, choices)
+        frame = ChunkFrame(choices=orjson.dumps(choices))
+        if not attempt.send_now(frame):
+            watchdog.pause()
+            await attempt.send(frame)
+            watchdog.resume()
 
-    async def _start(self, attempt: Attempt, answer: Answer, choices: list[dict[str, Any]]) -> None:
+    async def _start(
+        self, attempt: Attempt, answer: Answer, choices: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Say that content is here; return what to send first."""
         choices = answer.first(choices)
         await attempt.started(
             Started(upstream_id=answer.upstream_id, first_token_ms=max(0, answer.first_token_ms))
         )
         answer.started = True
-        await attempt.send(ChunkFrame(choices=orjson.dumps(choices)))
+        return choices
 
     async def _wait_for_budget(
         self, attempt: Attempt, answer: Answer, meter: Meter, watchdog: Watchdog
@@ -289,6 +294,8 @@ class Generator:
         traceparent: str,
     ) -> None:
         """Write the event, then say the same to the edge."""
+        if outcome == OUTCOME_LOST and failure is None:
+            failure = _ours()
         frame = answer.settle(outcome, failure, decided=decided)
         try:
             self._records.settle(answer.event, traceparent)

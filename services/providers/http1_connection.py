@@ -19,6 +19,8 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.closed = False
         self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -30,6 +32,7 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline = 0.0
         self._error: Exception | None = None
 
     # asyncio.Protocol
@@ -56,6 +59,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.complete:
             return
         if self.headed and self._ends_with_connection():
@@ -110,11 +116,12 @@ class Connection(asyncio.Protocol):
         self._raise_error()
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        timer = loop.call_at(deadline, self._expire, self._waiter)
+        self._deadline = deadline
+        if self._timer is None or deadline < self._timer_at:
+            self._watch(loop)
         try:
             await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
         if not self._pieces:
             self._raise_error()
@@ -140,8 +147,21 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _expire(self, waiter: asyncio.Future[None]) -> None:
-        if not waiter.done():
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        # One timer for many waits: it is not moved with each, but looks when it goes off.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        waiter, loop = self._waiter, asyncio.get_running_loop()
+        if waiter is None or waiter.done():
+            return
+        if loop.time() < self._deadline:
+            self._watch(loop)
+        else:
             waiter.set_exception(httpx.ReadTimeout("no byte within the read timeout"))
 
     def _raise_error(self) -> None:

@@ -54,6 +54,7 @@ class Watchdog:
         "_overdue",
         "_patience",
         "_paused",
+        "_shortest_s",
         "_started_at",
         "_task",
         "_timer",
@@ -67,6 +68,7 @@ class Watchdog:
         self._patience = patience
         self._first_byte_s = first_byte_s or patience.first_byte_s
         self._idle_s = patience.idle_s
+        self._shortest_s = min(patience.idle_s, patience.finished_s)
         self._started_at = self._loop.time()
         self._first_token_at = (
             self._started_at + max(first_token_s, first_byte_s) if first_token_s else 0.0
@@ -84,7 +86,7 @@ class Watchdog:
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelling = self._task.cancelling()
-        self._set(self._next()[0])
+        self._set(self._next()[0], self._started_at)
         return self
 
     def __exit__(
@@ -112,8 +114,7 @@ class Watchdog:
 
     def finished(self) -> None:
         """A finish reason came."""
-        self._idle_s = min(self._idle_s, self._patience.finished_s)
-        self._restart()
+        self._idle_s = self._shortest_s
 
     def pause(self) -> None:
         self._paused = True
@@ -141,21 +142,17 @@ class Watchdog:
                 silent_at, silence = content_at, Overdue.CONTENT
         return (silent_at, silence) if silent_at < at else (at, overdue)
 
-    def _restart(self) -> None:
-        if self._timer is not None and self._task is not None:
-            self._timer.cancel()
-            self._set(self._next()[0])
-
-    def _set(self, at: float) -> None:
+    def _set(self, at: float, now: float) -> None:
         # Never further off than the shortest wait that may begin meanwhile.
-        self._timer = self._loop.call_at(min(at, self._loop.time() + self._idle_s), self._look)
+        self._timer = self._loop.call_at(min(at, now + self._shortest_s), self._look)
 
     def _look(self) -> None:
         if self._task is None:
             return
         at, overdue = self._next()
-        if self._loop.time() < at:
-            self._set(at)
+        now = self._loop.time()
+        if now < at:
+            self._set(at, now)
             return
         self._overdue = overdue
         self._task.cancel()
