@@ -76,25 +76,26 @@ def rate(usage: Iterable[UnitCount], price: PriceVersion) -> Rated:
 
     Counts must not be negative: a ValueError says which unit was.
     """
-    counts = list(usage)
-    prices = _prices(price, sum(c.count for c in counts if c.unit in PROMPT_UNITS))
+    counts = [(item.unit, item.count) for item in usage]
+    prices = _prices(price, counts)
     lines = []
     total_pico = prompt_pico = 0
-    for item in counts:
-        if item.count < 0:
-            raise ValueError(f"negative usage: {Unit.Name(item.unit)} {item.count}")
-        if item.count == 0:
+    for unit, count in counts:
+        if count <= 0:
+            if count < 0:
+                raise ValueError(f"negative usage: {Unit.Name(unit)} {count}")
             continue
-        price_pico = _price_of(prices, item.unit)
-        cost_pico = item.count * price_pico
+        price_pico = prices[unit] if unit in prices else _stand_in(prices, unit)
+        cost_pico = count * price_pico
         total_pico += cost_pico
-        if item.unit in PROMPT_UNITS:
+        if unit in PROMPT_UNITS:
             prompt_pico += cost_pico
-        lines.append(
-            CostLine(unit=item.unit, count=item.count, price_pico=price_pico, cost_pico=cost_pico)
-        )
-    total_nano = _discounted_nano(total_pico, price)
-    return Rated(lines, total_nano, min(_discounted_nano(prompt_pico, price), total_nano))
+        lines.append(CostLine(unit=unit, count=count, price_pico=price_pico, cost_pico=cost_pico))
+    numerator, denominator = _discount(price)
+    denominator *= PICO_PER_NANO
+    total_nano = round_half_even(total_pico * numerator, denominator)
+    prompt_nano = round_half_even(prompt_pico * numerator, denominator)
+    return Rated(lines, total_nano, min(prompt_nano, total_nano))
 
 
 def commission_nano(charge_nano: int, commission_bps: int) -> int:
@@ -126,11 +127,6 @@ def round_half_even(numerator: int, denominator: int) -> int:
     return quotient
 
 
-def _discounted_nano(pico: int, price: PriceVersion) -> int:
-    numerator, denominator = _discount(price)
-    return round_half_even(pico * numerator, denominator * PICO_PER_NANO)
-
-
 def _discount(price: PriceVersion) -> tuple[int, int]:
     if price.discount_denominator == 0:
         return 1, 1
@@ -143,17 +139,20 @@ def _all_entries(price: PriceVersion) -> Iterable[UnitPrice]:
         yield from override.entries
 
 
-def _prices(price: PriceVersion, prompt_tokens: int) -> dict[int, int]:
+def _prices(price: PriceVersion, counts: Iterable[tuple[int, int]]) -> dict[int, int]:
     prices: dict[int, int] = {entry.unit: entry.price_pico for entry in price.entries}
-    for override in price.overrides:  # the later one wins, unit by unit
+    overrides = price.overrides
+    if not overrides:
+        return prices
+    prompt_tokens = sum(count for unit, count in counts if unit in PROMPT_UNITS)
+    for override in overrides:  # the later one wins, unit by unit
         if prompt_tokens > override.prompt_tokens_over:
             prices.update({entry.unit: entry.price_pico for entry in override.entries})
     return prices
 
 
-def _price_of(prices: Mapping[int, int], unit: int) -> int:
-    if unit in prices:
-        return prices[unit]
+def _stand_in(prices: Mapping[int, int], unit: int) -> int:
+    """The price of a unit that has none of its own."""
     for other in _STANDS_IN.get(unit, ()):
         if other in prices:
             return prices[other]
