@@ -22,6 +22,7 @@ from bourse.v1.events_pb2 import (
     OUTCOME_LOST,
     USAGE_SOURCE_UNSPECIFIED,
     AttemptFinished,
+    CostLine,
     LeaseSpend,
     Outcome,
     UnitCount,
@@ -50,12 +51,14 @@ class Answer:
     """One attempt's answer as it comes."""
 
     __slots__ = (
+        "_cost_lines",
         "_finish_reason",
         "_native_finish_reason",
         "_open_choices",
         "_service_tier",
         "_system_fingerprint",
         "_upstream_id",
+        "_usage",
         "asked",
         "event",
         "facts",
@@ -84,6 +87,8 @@ class Answer:
         """Choices that came before any content: roles, or the finish of an empty answer."""
         self.heard_last_at = 0.0
         self._open_choices: set[int] = set()
+        self._usage: list[UnitCount] = []
+        self._cost_lines: list[CostLine] = []
         self._finish_reason = self._native_finish_reason = ""
         self._upstream_id = self._service_tier = self._system_fingerprint = ""
 
@@ -200,14 +205,15 @@ class Answer:
         event.usage_source = source
         event.cost_lines.extend(rated.cost_lines)
         event.list_nano = rated.total_nano
+        self._usage, self._cost_lines = counts, rated.cost_lines
 
     def _finished(self) -> Finished:
         event = self.event
         upstream_s = (self.heard_last_at or time.monotonic()) - self.sent_at
         return Finished(
-            usage=event.usage,
+            usage=self._usage,
             usage_source=event.usage_source,
-            cost_lines=event.cost_lines,
+            cost_lines=self._cost_lines,
             list_nano=event.list_nano,
             charge_nano=event.charge_nano,
             commission_nano=event.commission_nano,

@@ -202,23 +202,15 @@ class Dialect(Protocol):
         """Say what a response that is not a 2xx means; header names are lower case."""
 
 
-_CONTENT_KEYS = (
-    "content",
-    "reasoning",
-    "tool_calls",
-    "refusal",
-    "reasoning_details",
-    "images",
-    "audio",
-)
+_TEXT_KEYS = frozenset({"content", "reasoning", "refusal"})
+_CONTENT_KEYS = _TEXT_KEYS | {"tool_calls", "reasoning_details", "images", "audio"}
 
 
 def has_content(choices: list[dict[str, Any]]) -> bool:
     """Whether any of these choices carries something a client would have read."""
     for choice in choices:
-        delta = choice["delta"]
-        for key in _CONTENT_KEYS:
-            if delta.get(key):
+        for key, value in choice["delta"].items():
+            if value and key in _CONTENT_KEYS:
                 return True
     return False
 
@@ -227,13 +219,14 @@ def content_bytes(choices: list[dict[str, Any]]) -> int:
     """Return the UTF-8 bytes of text, reasoning, refusals and tool calls in these choices."""
     total = 0
     for choice in choices:
-        delta = choice["delta"]
-        for key in ("content", "reasoning", "refusal"):
-            text = delta.get(key)
-            if text:
-                total += len(text) if text.isascii() else len(text.encode())
-        for tool_call in delta.get("tool_calls") or ():
-            function = tool_call.get("function") or {}
-            total += len((function.get("name") or "").encode())
-            total += len((function.get("arguments") or "").encode())
+        for key, value in choice["delta"].items():
+            if not value:
+                continue
+            if key in _TEXT_KEYS:
+                total += len(value) if value.isascii() else len(value.encode())
+            elif key == "tool_calls":
+                for tool_call in value:
+                    function = tool_call.get("function") or {}
+                    total += len((function.get("name") or "").encode())
+                    total += len((function.get("arguments") or "").encode())
     return total

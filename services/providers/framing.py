@@ -127,7 +127,15 @@ class SseDecoder:
         last = lines.pop()
         events: list[Event] = []
         for line in lines:
-            self._line(line, events)
+            if not line:
+                if self._data is not None:
+                    events.append(Event(self._name, self._data))
+                    self._data = None
+                self._name = ""
+            elif self._data is None and line[:6] == b"data: " and len(line) <= self._limit:
+                self._data = line[6:]
+            else:
+                self._line(line, events)
         if last:
             self._keep(last)
         return events
@@ -146,12 +154,6 @@ class SseDecoder:
         return events
 
     def _line(self, line: bytes, events: list[Event]) -> None:
-        if not line:
-            if self._data is not None:
-                events.append(Event(self._name, self._data))
-                self._data = None
-            self._name = ""
-            return
         if len(line) > self._limit:
             raise _too_long(self._limit)
         if line.startswith(b"data:"):

@@ -224,8 +224,19 @@ class Generator:
         written_bytes = meter.completion_bytes
         if written_bytes >= meter.ask_at_bytes and not answer.finished:
             _ask(attempt, answer)
-        if chunk.choices:
-            await self._pass_on(attempt, answer, chunk.choices, watchdog)
+        choices = chunk.choices
+        if choices and not answer.started:
+            if answer.had_content:
+                choices = await self._start(attempt, answer, choices)
+            else:
+                answer.waiting += choices
+                choices = []
+        if choices:
+            frame = ChunkFrame(choices=orjson.dumps(choices))
+            if not attempt.send_now(frame):
+                watchdog.pause()  # while the reader's window is full, the upstream is not read
+                await attempt.send(frame)
+                watchdog.resume()
         if answer.finished:
             if chunk.finish_reason:
                 watchdog.finished()
@@ -235,25 +246,6 @@ class Generator:
             self._records.checkpoint(answer.event, answer.progress())
         if written_bytes >= meter.stop_at_bytes:
             await self._wait_for_budget(attempt, answer, meter, watchdog)
-
-    async def _pass_on(
-        self,
-        attempt: Attempt,
-        answer: Answer,
-        choices: list[dict[str, Any]],
-        watchdog: Watchdog,
-    ) -> None:
-        """Send choices on; while the reader's window is full, the upstream is not read."""
-        if not answer.started:
-            if not answer.had_content:
-                answer.waiting += choices
-                return
-            choices = await self._start(attempt, answer, choices)
-        frame = ChunkFrame(choices=orjson.dumps(choices))
-        if not attempt.send_now(frame):
-            watchdog.pause()
-            await attempt.send(frame)
-            watchdog.resume()
 
     async def _start(
         self, attempt: Attempt, answer: Answer, choices: list[dict[str, Any]]

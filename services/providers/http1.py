@@ -108,12 +108,11 @@ class Http1Transport(httpx.AsyncBaseTransport):
     async def _headed(self, pool: _Pool, key: PoolKey, data: bytes, timeout_s: float) -> Connection:
         """Send `data` on some connection and wait for the headers."""
         connection = self._from_pool(pool)
-        loop = asyncio.get_running_loop()
         while True:
             reused = connection is not None
             if connection is None:
                 connection = await self._connect(key)
-            deadline = loop.time() + timeout_s
+            deadline = connection.deadline(timeout_s)
             try:
                 connection.send(data)
                 while not connection.headed:
@@ -195,7 +194,7 @@ class Body(httpx.AsyncByteStream):
                 if connection.complete:
                     self._release()
                     raise StopAsyncIteration
-                await connection.wait(asyncio.get_running_loop().time() + self._timeout_s)
+                await connection.wait(connection.deadline(self._timeout_s))
             elif self._decoder is None:
                 return data
             else:

@@ -1,7 +1,6 @@
 """One HTTP/1.1 connection to an upstream: sends a request, parses one answer at a time."""
 
 import asyncio
-from collections import deque
 from typing import cast
 
 import httptools
@@ -18,6 +17,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.idle_since = 0.0
         self.closed = False
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -28,7 +28,7 @@ class Connection(asyncio.Protocol):
         self.headers: list[tuple[bytes, bytes]] = []
         self.headed = self.complete = self.touched = self._keep_alive = False
         self._header_bytes = 0
-        self._pieces: deque[bytes] = deque()
+        self._pieces: list[bytes] = []
         self._buffered = 0
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
@@ -111,14 +111,16 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(data)
 
+    def deadline(self, timeout_s: float) -> float:
+        return self._loop.time() + timeout_s
+
     async def wait(self, deadline: float) -> None:
         """Return when something new has come. Raises ReadTimeout at the deadline (loop time)."""
         self._raise_error()
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
+        self._waiter = self._loop.create_future()
         self._deadline = deadline
         if self._timer is None or deadline < self._timer_at:
-            self._watch(loop)
+            self._watch()
         try:
             await self._waiter
         finally:
@@ -128,10 +130,11 @@ class Connection(asyncio.Protocol):
 
     def take(self) -> bytes | None:
         """The next bytes of the body, joined; None when none are here."""
-        if not self._pieces:
+        pieces = self._pieces
+        if not pieces:
             return None
-        piece = self._pieces.popleft() if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
+        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         self._buffered = 0
         if self._paused and self._transport is not None:
             self._paused = False
@@ -147,20 +150,20 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _watch(self) -> None:
         # One timer for many waits: it is not moved with each, but looks when it goes off.
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = self._deadline
-        self._timer = loop.call_at(self._deadline, self._look)
+        self._timer = self._loop.call_at(self._deadline, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        waiter, loop = self._waiter, asyncio.get_running_loop()
+        waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if loop.time() < self._deadline:
-            self._watch(loop)
+        if self._loop.time() < self._deadline:
+            self._watch()
         else:
             waiter.set_exception(httpx.ReadTimeout("no byte within the read timeout"))
 

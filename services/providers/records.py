@@ -8,7 +8,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 from bourse import rating
@@ -30,12 +29,6 @@ EVENT = "AttemptFinished"
 
 class RecordsFull(Exception):
     """Too much waits to be shipped: nothing new may begin here."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Unshipped:
-    leases: tuple[str, ...]
-    charge_nano: int
 
 
 class Recording(Protocol):
@@ -82,7 +75,7 @@ class Records:
         self._boot = boot
         self._max_unshipped_nano = max_unshipped_nano
         self._open: dict[str, tuple[str, ...]] = {}  # record id -> leases
-        self._unshipped: deque[_Unshipped] = deque()
+        self._unshipped: deque[tuple[tuple[str, ...], int]] = deque()  # leases, charge_nano
         self._unshipped_nano = 0
 
     def recover(self) -> int:
@@ -180,8 +173,8 @@ class Records:
         """The leases of open attempts and of events that are not shipped: not clear yet."""
         self._forget_shipped()
         found = {lease for leases in self._open.values() for lease in leases}
-        for waiting in self._unshipped:
-            found.update(waiting.leases)
+        for leases, _ in self._unshipped:
+            found.update(leases)
         return found
 
     @property
@@ -195,15 +188,16 @@ class Records:
 
     def _remember(self, event: AttemptFinished) -> None:
         leases = tuple([spend.lease for spend in event.lease_spends])
-        self._unshipped.append(_Unshipped(leases, event.charge_nano))
-        self._unshipped_nano += event.charge_nano
+        charge_nano = event.charge_nano
+        self._unshipped.append((leases, charge_nano))
+        self._unshipped_nano += charge_nano
         if len(self._unshipped) > self._spool.depth + 1024:
             self._forget_shipped()
 
     def _forget_shipped(self) -> None:
         # The forwarder ships in order: what is left are the youngest `depth` records.
         while len(self._unshipped) > self._spool.depth:
-            self._unshipped_nano -= self._unshipped.popleft().charge_nano
+            self._unshipped_nano -= self._unshipped.popleft()[1]
 
 
 def record_id(event: AttemptFinished) -> str:

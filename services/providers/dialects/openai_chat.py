@@ -125,7 +125,7 @@ class _Answer:
             raise refusals.malformed("not an object", event.data)
         self._began = True
         listed = document.get("choices")
-        if document.get("error") or event.name == "error" or document.get("object") == "error":
+        if event.name == "error" or document.get("object") == "error" or document.get("error"):
             raise _refused(document)
         if type(listed) is not list:
             return self._without_choices(event, document)
@@ -140,7 +140,9 @@ class _Answer:
             if made["finish_reason"] is not None:
                 finish = made["finish_reason"]
                 native = made["native_finish_reason"]
-        reported = document.get("usage") or (document.get("x_groq") or _NOTHING).get("usage")
+        reported = document.get("usage")
+        if not reported and "x_groq" in document:
+            reported = (document["x_groq"] or _NOTHING).get("usage")
         usage, refused = self._usage(reported) if reported else (None, False)
         if not choices and not reported:
             return ()
@@ -343,23 +345,25 @@ def usage_of(reported: Any, preset: Preset) -> Usage | None:
     total = counts.count(reported, "total_tokens")
     of_prompt = _details(reported, "prompt_tokens_details", "input_tokens_details")
     of_completion = _details(reported, "completion_tokens_details", "output_tokens_details")
-    cached = counts.count(of_prompt, "cached_tokens")
+    cached = written = audio = image = video = reasoning = audio_out = image_out = None
+    if of_prompt:
+        cached = counts.count(of_prompt, "cached_tokens")
+        written = counts.count(of_prompt, "cache_write_tokens", "cache_creation_tokens")
+        audio = counts.count(of_prompt, "audio_tokens")
+        image = counts.count(of_prompt, "image_tokens")
+        video = counts.count(of_prompt, "video_tokens")
     if cached is None:
         cached = counts.count(
             reported, "prompt_cache_hit_tokens", "num_cached_tokens", "cached_tokens"
         )
-    written = counts.count(of_prompt, "cache_write_tokens", "cache_creation_tokens")
-    audio = counts.count(of_prompt, "audio_tokens")
-    image = counts.count(of_prompt, "image_tokens")
-    video = counts.count(of_prompt, "video_tokens")
-    reasoning = counts.count(of_completion, "reasoning_tokens")
+    if of_completion:
+        reasoning = counts.count(of_completion, "reasoning_tokens")
+        audio_out = counts.count(of_completion, "audio_tokens")
+        image_out = counts.count(of_completion, "image_tokens")
     if reasoning is None:
         reasoning = counts.count(reported, "reasoning_tokens")
-    audio_out = counts.count(of_completion, "audio_tokens")
-    image_out = counts.count(of_completion, "image_tokens")
-    searches = counts.count(
-        _details(reported, "server_tool_use_details", "server_tool_use"), "web_search_requests"
-    )
+    of_tools = _details(reported, "server_tool_use_details", "server_tool_use")
+    searches = counts.count(of_tools, "web_search_requests") if of_tools else None
     if searches is None:
         searches = counts.count(reported, "num_search_queries")
     if prompt is None and completion is None:
