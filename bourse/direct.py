@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiosqlite
-from sqlalchemy import ClauseElement, Column, ColumnElement, Table, Text, bindparam
+from sqlalchemy import ClauseElement, Column, ColumnElement, Integer, Table, Text, bindparam
 from sqlalchemy import insert as core_insert
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
@@ -25,7 +25,7 @@ Parameters = Sequence[Any]
 
 
 class any_of(ColumnElement[bool]):  # noqa: N801 (reads as the operator that it is)
-    """`column` is one of a list of texts, which is a single parameter named `name`.
+    """`column` is one of a list of texts or integers, a single parameter named `name`.
 
     So the statement's text does not depend on the list's length.
     """
@@ -35,7 +35,8 @@ class any_of(ColumnElement[bool]):  # noqa: N801 (reads as the operator that it 
     def __init__(self, column: Column[Any], name: str) -> None:
         self.column = column
         self.as_json = bindparam(name, type_=Text())
-        self.as_array = bindparam(name, type_=postgresql.ARRAY(Text()))
+        item = column.type if isinstance(column.type, Integer) else Text()
+        self.as_array = bindparam(name, type_=postgresql.ARRAY(item))
 
 
 @compiles(any_of, "sqlite")

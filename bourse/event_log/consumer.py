@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bourse import telemetry
 from bourse.database import Database, insert_if_absent
+from bourse.direct import any_of, prepared
 from bourse.event_log.dead_letters import set_aside
 from bourse.event_log.envelope import read_envelope
 from bourse.event_log.protocol import Batch, EventLog, Record, Topic
@@ -87,6 +88,21 @@ class Consumer:
         self.lag: int | None = None
         self.quarantined = 0
         self._lag_at = 0.0
+        rows = self._tables.consumer_offset
+        mine = (rows.c.topic == bindparam("of_topic"), rows.c.group_name == bindparam("of_group"))
+        self._lock = prepared(
+            select(rows.c.partition, rows.c.next_offset, rows.c.epoch, rows.c.failures)
+            .where(*mine, any_of(rows.c.partition, "of_partitions"))
+            .order_by(rows.c.partition)
+            .with_for_update(),
+            *("of_topic", "of_group", "of_partitions"),
+        )
+        self._move = prepared(
+            update(rows)
+            .where(*mine, rows.c.partition == bindparam("of_partition"))
+            .values(next_offset=bindparam("to"), failures=bindparam("failed")),
+            *("to", "failed", "of_topic", "of_group", "of_partition"),
+        )
         self._labels = {"topic": topic.name, "group": group}
         self._attributes = {
             "messaging.operation.type": "process",
@@ -208,48 +224,31 @@ class Consumer:
 
     async def _fence(self, connection: AsyncConnection, batch: Batch) -> dict[int, int]:
         """Lock the batch's partitions, check that they are ours; return failures in a row."""
-        rows = self._tables.consumer_offset
-        query = (
-            select(rows.c.partition, rows.c.next_offset, rows.c.epoch, rows.c.failures)
-            .where(
-                rows.c.topic == self._topic.name,
-                rows.c.group_name == self._group,
-                rows.c.partition.in_(sorted(batch.next_offsets)),
-            )
-            .order_by(rows.c.partition)
-            .with_for_update()
+        rows = await self._lock.rows(
+            connection, self._topic.name, self._group, sorted(batch.next_offsets)
         )
-        found = {row.partition: row for row in await connection.execute(query)}
+        found = {row[0]: row for row in rows}
         for partition, start in batch.starts.items():
-            row = found.get(partition)
-            if row is None or row.epoch != batch.epochs[partition]:
+            _, next_offset, epoch, _ = found.get(partition, (partition, 0, -1, 0))
+            if epoch != batch.epochs[partition]:
                 raise Fenced(f"{self._topic.name}/{partition} has been assigned anew")
             # Ahead: another member stored it. Behind: the database was set back, by a person or by
             # a fail-over that lost its last commits; going on would skip what it has forgotten.
-            if row.next_offset != start:
+            if next_offset != start:
                 raise Fenced(
-                    f"{self._topic.name}/{partition} is at {row.next_offset} in the database, and"
+                    f"{self._topic.name}/{partition} is at {next_offset} in the database, and"
                     f" the batch begins at {start}"
                 )
-        return {partition: row.failures for partition, row in found.items()}
+        return {row[0]: row[3] for row in rows}
 
     async def _advance(
         self, connection: AsyncConnection, batch: Batch, failures: Mapping[int, int]
     ) -> None:
-        rows = self._tables.consumer_offset
-        await connection.execute(
-            update(rows)
-            .where(
-                rows.c.topic == self._topic.name,
-                rows.c.group_name == self._group,
-                rows.c.partition == bindparam("of"),
-            )
-            .values(next_offset=bindparam("to"), failures=bindparam("failed")),
-            [
-                {"of": partition, "to": next_offset, "failed": failures.get(partition, 0)}
-                for partition, next_offset in batch.next_offsets.items()
-            ],
-        )
+        moved = [
+            (next_offset, failures.get(partition, 0), self._topic.name, self._group, partition)
+            for partition, next_offset in batch.next_offsets.items()
+        ]
+        await self._move.many(connection, moved)
 
     async def _bisect(
         self, connection: AsyncConnection, records: Sequence[Record], failures: dict[int, int]

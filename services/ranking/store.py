@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bourse.database import add_rows, insert_rows
+from bourse.direct import adding, any_of, inserting, prepared
 from services.ranking.boards import Volume
 from services.ranking.counting import DAY_HOURS, Attempt, Changes, EndpointHour
 from services.ranking.tables import (
@@ -18,28 +18,18 @@ from services.ranking.tables import (
     model_hour,
 )
 
-SELECT_LIMIT = 1_000
-
-_MODEL_NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "cost_nano")
-_ENDPOINT_NUMBERS = (
-    *OUTCOMES,
-    "prompt_tokens",
-    "completion_tokens",
-    "charge_nano",
-    "insured_nano",
-)
-_COLUMNS = [attempt.c[name] for name in Attempt._fields]
-
 
 async def known_attempts(connection: AsyncConnection, generations: Iterable[str]) -> list[Attempt]:
     """Return every attempt seen before of these generations."""
-    wanted = sorted(set(generations))
-    found: list[Attempt] = []
-    for start in range(0, len(wanted), SELECT_LIMIT):
-        some = wanted[start : start + SELECT_LIMIT]
-        rows = await connection.execute(select(*_COLUMNS).where(attempt.c.generation.in_(some)))
-        found.extend(Attempt(*row) for row in rows)
-    return found
+    return [Attempt(*row) for row in await _known.rows(connection, sorted(set(generations)))]
+
+
+_known = prepared(
+    select(*(attempt.c[name] for name in Attempt._fields)).where(
+        any_of(attempt.c.generation, "generations")
+    ),
+    "generations",
+)
 
 
 async def insert_attempts(connection: AsyncConnection, attempts: Sequence[Attempt]) -> None:
@@ -48,21 +38,33 @@ async def insert_attempts(connection: AsyncConnection, attempts: Sequence[Attemp
     If another member stored one meanwhile (an account's key moved to another partition), this
     fails for its unique key, and the batch is tried again and finds it.
     """
-    await insert_rows(connection, attempt, attempts)
+    await _insert_attempt.many(connection, attempts)
+
+
+_insert_attempt = inserting(attempt)
 
 
 async def add(connection: AsyncConnection, changes: Changes) -> None:
     """Add to the rollups. Rows go in the order of their keys, so that members never deadlock."""
     models = sorted(changes.models.items())
     rows: list[tuple[Any, ...]] = [(*key, *numbers) for key, numbers in models if any(numbers)]
-    await add_rows(connection, model_hour, _MODEL_NUMBERS, rows)
+    await _add_models.many(connection, rows)
     accounts = sorted(changes.accounts.items())
     rows = [(*key, *numbers) for key, numbers in accounts if any(numbers)]
-    await add_rows(connection, account_model_day, ("requests", "tokens"), rows)
+    await _add_accounts.many(connection, rows)
     rows = [_endpoint_row(*item) for item in sorted(changes.endpoints.items(), key=_key)]
-    await add_rows(connection, endpoint_hour, _ENDPOINT_NUMBERS, rows)
+    await _add_endpoints.many(connection, rows)
     rows = [(*key, count) for key, count in sorted(changes.histograms.items())]
-    await add_rows(connection, endpoint_hour_histogram, ("count",), rows)
+    await _add_histograms.many(connection, rows)
+
+
+_add_models = adding(model_hour, ("requests", "prompt_tokens", "completion_tokens", "cost_nano"))
+_add_accounts = adding(account_model_day, ("requests", "tokens"))
+_add_endpoints = adding(
+    endpoint_hour,
+    (*OUTCOMES, "prompt_tokens", "completion_tokens", "charge_nano", "insured_nano"),
+)
+_add_histograms = adding(endpoint_hour_histogram, ("count",))
 
 
 def _key(item: tuple[tuple[int, str], object]) -> tuple[int, str]:
