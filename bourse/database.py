@@ -76,6 +76,7 @@ def _sqlite_engine(path: str) -> AsyncEngine:
         pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_S,
+        pool_reset_on_return=None,  # `reset` below does it
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -97,6 +98,12 @@ def _sqlite_engine(path: str) -> AsyncEngine:
     def begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get("bourse_read")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    @event.listens_for(engine.sync_engine, "reset")
+    def reset(connection: Any, _record: object, _state: object) -> None:
+        # To roll back what has ended already would cost every transaction a hop to a thread.
+        if connection.driver_connection.in_transaction:
+            connection.rollback()
 
     return engine
 
@@ -138,47 +145,6 @@ def add_excluded(connection: AsyncConnection, table: Table, names: Sequence[str]
     """`values` for `upsert` that add the new row's columns to the stored ones."""
     excluded = _insert(connection, table).excluded
     return {name: table.c[name] + excluded[name] for name in names}
-
-
-async def insert_rows(
-    connection: AsyncConnection, table: Table, rows: Sequence[tuple[Any, ...]]
-) -> None:
-    """Insert rows given as tuples in the order of the table's columns, at the driver's speed.
-
-    For integers and text alone: values reach the driver as they are.
-    """
-    if rows:
-        await connection.exec_driver_sql(_row_sql(connection, table, ()), list(rows))
-
-
-async def add_rows(
-    connection: AsyncConnection,
-    table: Table,
-    numbers: Sequence[str],
-    rows: Sequence[tuple[Any, ...]],
-) -> None:
-    """Insert rows as `insert_rows` does; where the primary key exists, add `numbers` to its row."""
-    if rows:
-        await connection.exec_driver_sql(_row_sql(connection, table, tuple(numbers)), list(rows))
-
-
-_ROW_SQL: dict[tuple[str, Table, tuple[str, ...]], str] = {}
-"""What compiling a statement gave: the same for every connection to the same kind of database."""
-
-
-def _row_sql(connection: AsyncConnection, table: Table, numbers: tuple[str, ...]) -> str:
-    place = (connection.dialect.name, table, numbers)
-    if place not in _ROW_SQL:
-        statement = _insert(connection, table)
-        if numbers:
-            statement = statement.on_conflict_do_update(
-                index_elements=list(table.primary_key.columns),
-                set_=add_excluded(connection, table, numbers),
-            )
-        names = [column.name for column in table.columns]
-        compiled = statement.compile(dialect=connection.dialect, column_keys=names)
-        _ROW_SQL[place] = str(compiled)
-    return _ROW_SQL[place]
 
 
 def _insert(connection: AsyncConnection, table: Table) -> postgresql.Insert | sqlite.Insert:

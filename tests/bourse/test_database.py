@@ -93,3 +93,23 @@ async def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
         async with asyncio.timeout(5):
             assert await value_of(database, "a") is None  # not committed yet
     assert await value_of(database, "a") == 1
+
+
+async def test_transactions_cancelled_anywhere_leave_no_trace_and_no_lock(
+    database: Database,
+) -> None:
+    async def write() -> None:
+        async with database.begin() as connection:
+            await upsert(connection, counters, [{"name": "a", "value": 1}], ["name"])
+            await asyncio.Event().wait()
+
+    for turns in range(40):
+        writing = asyncio.create_task(write())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert await value_of(database, "a") is None
+    async with database.begin() as connection:
+        await upsert(connection, counters, [{"name": "a", "value": 2}], ["name"])
+    assert await value_of(database, "a") == 2
