@@ -44,6 +44,10 @@ CHARGED = frozenset(
 )
 INSURED = frozenset({Outcome.OUTCOME_LOST, Outcome.OUTCOME_HEDGE_LOST})
 
+# Looking an enum's value up costs more than comparing with it.
+_COMPLETED: int = Outcome.OUTCOME_COMPLETED
+_FAILED: int = Outcome.OUTCOME_FAILED
+
 
 class Unpostable(Exception):
     """An event whose figures do not hold. `reason` is a short word for dashboards."""
@@ -342,9 +346,9 @@ def _checked_sums(event: AttemptFinished, list_nano: int) -> int:
         raise Unpostable("absurd_charge", f"{list_nano} nano")
     if not 0 <= charge_nano <= list_nano:
         raise Unpostable("charge_mismatch", f"charge {charge_nano} of list {list_nano}")
-    if charge_nano != list_nano and outcome == Outcome.OUTCOME_COMPLETED:
+    if charge_nano != list_nano and outcome == _COMPLETED:
         raise Unpostable("charge_mismatch", f"completed at {charge_nano} of list {list_nano}")
-    if charge_nano and outcome not in CHARGED and outcome != Outcome.OUTCOME_FAILED:
+    if charge_nano and outcome not in CHARGED and outcome != _FAILED:
         raise Unpostable("charge_mismatch", f"{Outcome.Name(outcome)} is not charged")
     commission_nano = rating.commission_nano(charge_nano, bps)
     if commission_nano != event.commission_nano:

@@ -5,6 +5,7 @@ and more than once, so each attempt has a merit, the best one seen counts, and w
 comes the numbers of the former are taken out again: the sums are the same whatever the order.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -82,6 +83,7 @@ _OUTCOMES = {
     Outcome.OUTCOME_CACHED: "cached",
     Outcome.OUTCOME_LOST: "lost",
 }
+_COMPLETED: int = Outcome.OUTCOME_COMPLETED  # looking it up costs more than comparing with it
 _FAILED_BY_STATUS = {
     400: "refused",
     401: "denied",
@@ -194,7 +196,7 @@ def count_endpoint(changes: Changes, event: AttemptFinished, attempt: Attempt) -
     size = input_bucket(attempt.prompt_tokens)
     if event.had_content and event.first_token_ms >= 0:
         _measure(changes, key, "first_token_ms", size, event.first_token_ms)
-    if event.outcome == Outcome.OUTCOME_COMPLETED and event.duration_ms > 0:
+    if event.outcome == _COMPLETED and event.duration_ms > 0:
         speed = attempt.completion_tokens * 1_000 / event.duration_ms
         _measure(changes, key, "tokens_per_s", size, speed)
 
@@ -206,4 +208,4 @@ def _measure(changes: Changes, key: tuple[int, str], measure: str, size: int, va
 
 def input_bucket(prompt_tokens: int) -> int:
     """Return which of up to 1K, 10K, 100K, 1M or more tokens a prompt has, as 0 to 4."""
-    return sum(prompt_tokens > bound for bound in INPUT_BOUNDS)
+    return bisect_left(INPUT_BOUNDS, prompt_tokens)

@@ -56,6 +56,10 @@ _BY_STATUS = {
     429: Verdict.LIMITED,
 }
 
+# Looking an enum's value up costs more than comparing with it.
+_COMPLETED: int = Outcome.OUTCOME_COMPLETED
+_FAILED: int = Outcome.OUTCOME_FAILED
+
 
 def judge(attempt: AttemptFinished) -> Verdict:
     """Return what the attempt says of its endpoint.
@@ -63,9 +67,9 @@ def judge(attempt: AttemptFinished) -> Verdict:
     Status 0 (refused, cut, timed out) and a 200 that failed (malformed, empty, an error in the
     stream) are failures.
     """
-    if attempt.outcome == Outcome.OUTCOME_COMPLETED:
+    if attempt.outcome == _COMPLETED:
         return Verdict.FAILED if attempt.finish_reason == "error" else Verdict.OK
-    if attempt.outcome != Outcome.OUTCOME_FAILED:
+    if attempt.outcome != _FAILED:
         return Verdict.SILENT
     by_type = _BY_TYPE.get(attempt.error_type)
     if by_type is None and "image" in attempt.error_type:
