@@ -144,6 +144,11 @@ class Exchange:
             self._link.cancelled(self, RequestFrame(id=self.id, cancel=Cancel(reason=reason)))
 
     @property
+    def chunk_waits(self) -> bool:
+        """Whether the next frame is a chunk that is here already."""
+        return bool(self._frames) and self._frames[0][1] > 0
+
+    @property
     def cancelled(self) -> bool:
         return self._cancelled
 

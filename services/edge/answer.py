@@ -1,7 +1,7 @@
 """What a client gets for a completion: a stream of chunks, or one whole reply. Same story for both.
 
 serves(attempt)   an attempt's first content is here: its model and provider are shown
-chunk(choices)    content, as the worker sent it
+chunk(choices, …) content, as the worker sent it; may wait for another chunk that is here already
 finish(finished)  the proper end, with usage
 fail(error, …)    every other end; before a status is sent it is a plain error
 """
@@ -19,6 +19,9 @@ from services.edge.reply import COMMENT, WHITESPACE, Reply
 from services.edge.usage import usage_json
 
 DONE = b"data: [DONE]\n\n"
+JOINED_MAX_BYTES = 16 * 1024
+"""Chunks that came together are sent together up to here."""
+
 _NO_PRICE = PriceVersion()
 _NOTHING = Finished()
 
@@ -59,6 +62,7 @@ class StreamedAnswer:
         self._facts = facts
         self._reply = reply
         self._prefix = b""
+        self._held = b""
         reply.content_type = b"text/event-stream"
         reply.headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         reply.keep_alive(COMMENT, hold_back_s)
@@ -67,8 +71,14 @@ class StreamedAnswer:
         self._facts.serves(attempt)
         self._prefix = b"data: " + self._head() + b',"choices":'
 
-    async def chunk(self, choices: bytes) -> None:
-        await self._reply.write(self._prefix + choices + b"}\n\n")
+    async def chunk(self, choices: bytes, another_waits: bool = False) -> None:
+        """Send a chunk; what has come together goes out together."""
+        data = self._held + self._prefix + choices + b"}\n\n"
+        if another_waits and len(data) < JOINED_MAX_BYTES:
+            self._held = data
+        else:
+            self._held = b""
+            await self._reply.write(data)
 
     async def finish(self, finished: Finished) -> None:
         """Usage once, in the last chunk, with no choices; then the end mark."""
@@ -77,11 +87,10 @@ class StreamedAnswer:
             tail += b',"service_tier":' + orjson.dumps(finished.service_tier)
         if finished.system_fingerprint:
             tail += b',"system_fingerprint":' + orjson.dumps(finished.system_fingerprint)
-        last = self._prefix + b"[]" + tail + b',"usage":' + self._facts.usage(finished)
+        last = self._held + self._prefix + b"[]" + tail + b',"usage":' + self._facts.usage(finished)
         if self._facts.metadata is not None:
             last += b',"openrouter_metadata":' + orjson.dumps(self._facts.metadata)
-        await self._reply.write(last + b"}\n\n")
-        await self._reply.end(DONE)
+        await self._reply.end(last + b"}\n\n" + DONE)
 
     async def fail(self, error: ApiError, spent: Finished | None = None) -> None:
         if not self._reply.committed:
@@ -89,7 +98,8 @@ class StreamedAnswer:
             await self._reply.whole(error.status, error.body(), error.headers())
             return
         chunk = (
-            b"data: "
+            self._held
+            + b"data: "
             + self._head()
             + b',"error":'
             + orjson.dumps(error.error())
@@ -97,8 +107,7 @@ class StreamedAnswer:
             + self._facts.usage(spent or _NOTHING)
             + b"}\n\n"
         )
-        await self._reply.write(chunk)
-        await self._reply.end(DONE)
+        await self._reply.end(chunk + DONE)
 
     def _head(self) -> bytes:
         facts = self._facts
@@ -126,7 +135,7 @@ class WholeAnswer:
         self._facts.serves(attempt)
         self._reply.keep_alive(WHITESPACE, self._keep_alive_s)
 
-    async def chunk(self, choices: bytes) -> None:
+    async def chunk(self, choices: bytes, another_waits: bool = False) -> None:
         self._choices.add(orjson.loads(choices))
 
     async def finish(self, finished: Finished) -> None:

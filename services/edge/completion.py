@@ -190,7 +190,7 @@ class _Run:
                 kind = frame.WhichOneof("kind")
                 if kind == "chunk":
                     if not self.reply.left:
-                        await self.answer.chunk(frame.chunk.choices)
+                        await self.answer.chunk(frame.chunk.choices, exchange.chunk_waits)
                 elif kind == "started":
                     self._started(attempt, frame.started, began_at)
                 elif kind == "finished":

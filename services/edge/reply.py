@@ -100,11 +100,16 @@ class Reply:
         self._quiet_until = now + self._timing.keep_alive_s
 
     async def end(self, data: bytes = b"") -> None:
-        """Send the last part of a body that was begun."""
+        """Send the last part of a body, and the status 200 if no part came before."""
         self._keep_alive = b""
         if self._keeping is not None:
             await self._keeping
+        if self.left:
+            return
         self.done = True
+        if not self.committed:
+            self.committed = True
+            await self._put(self._start(200))
         await self._put({"type": "http.response.body", "body": data, "more_body": False})
 
     async def whole(self, status: int, body: bytes, headers: Headers) -> None:

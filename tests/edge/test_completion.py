@@ -49,6 +49,33 @@ async def test_a_whole_answer_has_what_official_clients_require() -> None:
     assert body["usage"]["total_tokens"] == 15
 
 
+async def test_chunks_that_came_together_are_sent_together_and_the_first_alone_at_once() -> None:
+    release = asyncio.Event()
+
+    async def bursts(attempt: Attempt) -> None:
+        await attempt.started(Started(first_token_ms=1))
+        await attempt.send(text("first"))
+        await release.wait()
+        for piece in ("a", "b", "c"):
+            await attempt.send(text(piece))
+        attempt.finish(finished(attempt))
+
+    async with world() as edge:
+        edge.worker.scripts["a"] = bursts
+        asked = edge.begin(stream=True)
+        await asked.until(lambda: asked.body)
+        assert [c["choices"][0]["delta"]["content"] for c in asked.events] == ["first"]
+        release.set()
+        await asked.over()
+    *chunks, usage, done = asked.events
+    assert [c["choices"][0]["delta"]["content"] for c in chunks] == ["first", "a", "b", "c"]
+    assert usage["usage"]["total_tokens"] == 15
+    assert done == "data: [DONE]"
+    head, first, burst, end = asked.messages
+    assert (head["status"], first["more_body"], burst["more_body"]) == (200, True, True)
+    assert end["more_body"] is False
+
+
 async def test_a_stream_ends_with_one_usage_chunk_and_the_end_mark() -> None:
     async with world() as edge:
         asked = await edge.begin(stream=True).over()
