@@ -49,6 +49,7 @@ async def compare(port: int) -> None:
 
     async def ours() -> None:
         request = httpx.Request("POST", url, headers=headers, stream=httpx.ByteStream(BODY))
+        request.read()
         response = await own.handle_async_request(request)
         async for _ in response.aiter_raw():
             pass

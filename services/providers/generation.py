@@ -182,7 +182,7 @@ class Generator:
             raise served.dialect.failure(response.status_code, headers, body)
         meter.answered = True
         decoder = Decoder(
-            response.headers.get("content-type", ""), served.dialect.reading(served.endpoint.preset)
+            transport.content_type(response), served.dialect.reading(served.endpoint.preset)
         )
         reads = transport.Reads(response, self._bounds.answer_max_bytes)
         checkpoints = _Checkpoints(self._bounds, served.completion_tokens_per_byte)

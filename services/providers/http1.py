@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import cast
 
 import httpx
 
@@ -267,8 +266,8 @@ _OURS = frozenset(
 
 
 def _encode(request: httpx.Request) -> bytes:
-    """The request as bytes. Its body must be whole: an `httpx.ByteStream`."""
-    body = b"".join(cast(httpx.ByteStream, request.stream))
+    """The request as bytes. Its body must have been read."""
+    body = request.content
     url = request.url
     head = _head(request.method, url.raw_path, url.netloc, tuple(request.headers.raw))
     return b"%s%d\r\n\r\n%s" % (head, len(body), body)

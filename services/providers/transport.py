@@ -73,6 +73,14 @@ class Reads:
         return data
 
 
+def content_type(response: httpx.Response) -> str:
+    """Return what a response says it is, empty if it does not."""
+    for name, value in response.headers.raw:
+        if name.lower() == b"content-type":
+            return value.decode("latin-1")
+    return ""
+
+
 async def error_body(response: httpx.Response) -> bytes:
     """Return the beginning of an error's body; what cannot be read is left out."""
     body = b""
