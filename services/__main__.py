@@ -5,7 +5,6 @@ account with keys and credit, the sandbox provider and those whose keys the envi
 """
 
 import argparse
-import gc
 import importlib
 import logging
 import sys
@@ -26,8 +25,6 @@ MODULES = {
 }
 """Every service, in the order of starting: who is asked starts before who asks."""
 
-GC_THRESHOLD = (50_000, 20, 20)
-
 
 async def serve(names: list[str]) -> None:
     """Start the named services (none: all) and run until told to stop."""
@@ -46,11 +43,6 @@ async def serve(names: list[str]) -> None:
     except BaseException:
         await process.close()
         raise
-    # What lives as long as the process need not be looked at again and again; and the request path
-    # makes next to no cycles, so the collector may wait for many more objects.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLD)
     await process.run(started)
 
 

@@ -125,10 +125,12 @@ class Reply:
         self._sending_since = 0.0
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching, and let go of who was called back: a cycle waits for the collector."""
         self.done = True
+        self._on_left = self._on_late = _nothing
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         if self._watching is not None:
             self._watching.cancel()
         if self._keeping is not None:
