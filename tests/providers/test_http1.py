@@ -168,6 +168,25 @@ async def test_f05_a_body_cut_short_is_an_error_after_what_came(transport: Http1
             await anext(body)
 
 
+async def test_f02_a_shorter_patience_than_the_request_before_had_counts(
+    transport: Http1Transport,
+) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await asyncio.sleep(0)  # the client waits, and its timer is set
+        writer.write(OK + b"content-length: 2\r\n\r\nhi")
+        await read_request(reader)
+        await reader.read()
+
+    async with Server(handle) as server:
+        first = await transport.handle_async_request(post(server, read_timeout_s=600.0))
+        assert await body_of(first) == b"hi"
+        with pytest.raises(httpx.ReadTimeout):
+            async with asyncio.timeout(5):
+                await transport.handle_async_request(post(server, read_timeout_s=0.05))
+        assert server.connections == 1
+
+
 async def test_f02_f06_silence_is_a_read_timeout(transport: Http1Transport) -> None:
     async with Server(answering()) as server:
         with pytest.raises(httpx.ReadTimeout):
