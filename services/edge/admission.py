@@ -37,8 +37,11 @@ def admit(
     for one in attempts:
         prompt = one.hold_tokens(call)
         limit = output_limit(one, call, expected_output_tokens)
-        want = max(want, one.bound_nano(prompt, min(limit, expected_output_tokens)))
-        full = max(full, one.bound_nano(prompt, limit))
+        most = one.bound_nano(prompt, limit)
+        usual = most
+        if limit > expected_output_tokens:
+            usual = one.bound_nano(prompt, expected_output_tokens)
+        want, full = max(want, usual), max(full, most)
     if full == 0:
         return None
     hold = leases.take(account, want, full)
