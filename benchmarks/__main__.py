@@ -288,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--pace-ms", type=float, default=20)
+    parser.add_argument("--pace-ms", type=float, default=5)
     parser.add_argument("--quick", action="store_true", help="one short round, for a look")
     arguments = parser.parse_args()
     if arguments.quick:
