@@ -33,7 +33,10 @@ class Database:
 
     def __init__(self, url: str) -> None:
         parsed = make_url(url)
-        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        backend = parsed.get_backend_name()
+        if backend not in ("sqlite", "postgresql"):
+            raise ValueError(f"no {backend} database: want sqlite:///path or postgresql://…")
+        self.is_sqlite = backend == "sqlite"
         self._writer = asyncio.Lock() if self.is_sqlite else None
         if self.is_sqlite:
             self.engine = _sqlite_engine(parsed.database or "")

@@ -8,10 +8,16 @@ import argparse
 import importlib
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvloop
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from bourse import telemetry
+from bourse.event_log import LogUnavailable
+from bourse.event_log.spool import SpoolInUse
 from bourse.process import Process
 from bourse.settings import Settings
 
@@ -28,22 +34,47 @@ MODULES = {
 
 async def serve(names: list[str]) -> None:
     """Start the named services (none: all) and run until told to stop."""
-    settings = Settings()
+    with _starting(""):
+        settings = Settings()
     process = Process(settings)
     chosen = [name for name in MODULES if name in names] if names else list(MODULES)
     telemetry.start(chosen, process.instance, settings)
     started = None
     try:
         if not names:
-            quickstart = importlib.import_module("services.quickstart")
-            await quickstart.prepare(settings)
-            started = quickstart.starter(process, settings)
+            with _starting("quickstart"):
+                quickstart = importlib.import_module("services.quickstart")
+                await quickstart.prepare(settings)
+                started = quickstart.starter(process, settings)
         for name in chosen:
-            await importlib.import_module(MODULES[name]).start(process, settings)
+            with _starting(name):
+                await importlib.import_module(MODULES[name]).start(process, settings)
     except BaseException:
         await process.close()
         raise
     await process.run(started)
+
+
+class CannotStart(Exception):
+    """What the operator has to mend, in one line."""
+
+
+@contextmanager
+def _starting(name: str) -> Iterator[None]:
+    """Turn what a wrong setting or a busy resource raises into one line; a bug stays a bug."""
+    try:
+        yield
+    except ValidationError as error:
+        prefix = f"BOURSE_{name.partition('.')[0].upper()}_" if name else "BOURSE_"
+        wrong = [
+            f"{'BOURSE_' if error.title == 'Settings' else prefix}{str(one['loc'][0]).upper()}: "
+            f"{one['msg']}, not {one['input']!r}"
+            for one in error.errors()
+        ]
+        raise CannotStart("; ".join(wrong)) from error
+    except (OSError, ValueError, SpoolInUse, LogUnavailable, SQLAlchemyError) as error:
+        about = f"{name}: " if name else ""
+        raise CannotStart(f"{about}{type(error).__name__}: {error}") from error
 
 
 def main() -> None:
@@ -59,7 +90,10 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    uvloop.run(serve(names))
+    try:
+        uvloop.run(serve(names))
+    except CannotStart as error:
+        sys.exit(f"bourse cannot start: {error}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Settings of edge. Each field is an environment variable `BOURSE_EDGE_<FIELD>`."""
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -9,7 +10,7 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BOURSE_EDGE_", extra="ignore")
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: int = Field(default=8080, ge=0, le=65535)
     database_url: str = ""
     """Accounts and keys: `sqlite:///path` or `postgresql://…`; empty: a file in `BOURSE_VAR`."""
     public_url: str = ""
