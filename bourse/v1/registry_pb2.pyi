@@ -91,6 +91,7 @@ class WorkerEndpoint(_message.Message):
     PROMPT_TOKENS_PER_BYTE_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_PER_BYTE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     provider: _builtins.str
     provider_name: _builtins.str
@@ -112,6 +113,7 @@ class WorkerEndpoint(_message.Message):
     prompt_tokens_per_byte: _builtins.float
     completion_tokens_per_byte: _builtins.float
     version: _builtins.int
+    context_length: _builtins.int
     @_builtins.property
     def supported_parameters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -134,10 +136,11 @@ class WorkerEndpoint(_message.Message):
         prompt_tokens_per_byte: _builtins.float = ...,
         completion_tokens_per_byte: _builtins.float = ...,
         version: _builtins.int = ...,
+        context_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "completion_tokens_per_byte", b"completion_tokens_per_byte", "credential_header", b"credential_header", "credential_kind", b"credential_kind", "dialect", b"dialect", "endpoint", b"endpoint", "first_byte_timeout_ms", b"first_byte_timeout_ms", "house", b"house", "max_completion_tokens", b"max_completion_tokens", "preset", b"preset", "prompt_tokens_per_byte", b"prompt_tokens_per_byte", "provider", b"provider", "provider_name", b"provider_name", "sealed_credential", b"sealed_credential", "supported_parameters", b"supported_parameters", "upstream_model", b"upstream_model", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "completion_tokens_per_byte", b"completion_tokens_per_byte", "context_length", b"context_length", "credential_header", b"credential_header", "credential_kind", b"credential_kind", "dialect", b"dialect", "endpoint", b"endpoint", "first_byte_timeout_ms", b"first_byte_timeout_ms", "house", b"house", "max_completion_tokens", b"max_completion_tokens", "preset", b"preset", "prompt_tokens_per_byte", b"prompt_tokens_per_byte", "provider", b"provider", "provider_name", b"provider_name", "sealed_credential", b"sealed_credential", "supported_parameters", b"supported_parameters", "upstream_model", b"upstream_model", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

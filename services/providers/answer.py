@@ -8,9 +8,10 @@ Who pays in which ending is docs/money.md, "What is billed":
 """
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+import orjson
 
 from bourse import rating
 from bourse.v1.events_pb2 import (
@@ -32,7 +33,7 @@ from bourse.v1.generation_pb2 import AttemptFacts, Failed, Finished
 from services.providers import refusals
 from services.providers.call import AttemptFailed, Chunk, content_bytes
 from services.providers.metering import Meter, spends
-from services.providers.records import provider_share_nano
+from services.providers.records import insured_nano
 
 CLIENT_CLOSED = 499
 
@@ -45,6 +46,31 @@ _CHARGED = frozenset(
 )
 _INSURED = frozenset({OUTCOME_LOST, OUTCOME_HEDGE_LOST})
 _SURVIVES_A_CUT = frozenset({"cut", "timeout", "malformed"})
+_THOUGHTS = frozenset({"reasoning", "reasoning_details"})
+_BESIDE_TEXT = _THOUGHTS | {"images", "audio", "annotations"}
+
+_MONEY_FIELDS: tuple[
+    Literal[
+        "usage",
+        "usage_source",
+        "cost_lines",
+        "list_nano",
+        "charge_nano",
+        "commission_nano",
+        "insured_nano",
+        "lease_spends",
+    ],
+    ...,
+] = (
+    "usage",
+    "usage_source",
+    "cost_lines",
+    "list_nano",
+    "charge_nano",
+    "commission_nano",
+    "insured_nano",
+    "lease_spends",
+)
 
 
 class Answer:
@@ -113,6 +139,8 @@ class Answer:
         if chunk.system_fingerprint:
             self._system_fingerprint = chunk.system_fingerprint
         for choice in chunk.choices:
+            if not _BESIDE_TEXT.isdisjoint(choice["delta"]):
+                _note_beside(choice["delta"], meter)
             if choice["finish_reason"] is None:
                 self._open_choices.add(choice["index"])
             else:
@@ -181,7 +209,7 @@ class Answer:
                 event.list_nano, event.price.commission_bps
             )
         elif outcome in _INSURED:
-            event.insured_nano = provider_share_nano(event)
+            event.insured_nano = insured_nano(event, sum(hold.amount_nano for hold in self.holds))
         del event.lease_spends[:]
         if event.charge_nano:
             event.lease_spends.extend(spends(self.holds, event.charge_nano))
@@ -191,6 +219,20 @@ class Answer:
             event.final = True
             return self._finished()
         return self._failed(outcome, failure, decided)
+
+    def write_off(self) -> Failed:
+        """Make of an event that could not be completed one without money; return its frame."""
+        event = self.event
+        event.outcome = OUTCOME_LOST
+        for field in _MONEY_FIELDS:
+            event.ClearField(field)
+        event.status, event.error_type, event.final = 500, "server", True
+        return Failed(
+            outcome=OUTCOME_LOST,
+            status=500,
+            error_type="server",
+            message="The exchange failed to serve this request.",
+        )
 
     def _count(self, event: AttemptFinished) -> None:
         counts: list[UnitCount] = []
@@ -246,3 +288,12 @@ class Answer:
             decided = not (failed.another_may_help or failed.another_model_may_help)
         event.final = decided and outcome != OUTCOME_HEDGE_LOST
         return failed
+
+
+def _note_beside(delta: dict[str, Any], meter: Meter) -> None:
+    """Tell the meter of what is not text: it bounds what the upstream may report."""
+    if not _THOUGHTS.isdisjoint(delta):
+        meter.reasoned = True
+    beside = [value for key, value in delta.items() if key in _BESIDE_TEXT and key != "reasoning"]
+    if beside:
+        meter.media_bytes += len(orjson.dumps(beside))

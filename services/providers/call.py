@@ -39,7 +39,7 @@ class Endpoint:
     """One model at one provider, as a dialect needs to know it.
 
     An empty `supported_parameters` means "not declared": then nothing is dropped for its sake.
-    `max_completion_tokens` 0 means unknown.
+    `max_completion_tokens` and `context_length` 0 mean unknown.
     """
 
     id: str
@@ -49,6 +49,7 @@ class Endpoint:
     upstream_model: str
     supported_parameters: frozenset[str] = frozenset()
     max_completion_tokens: int = 0
+    context_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,4 +230,7 @@ def content_bytes(choices: list[dict[str, Any]]) -> int:
                     function = tool_call.get("function") or {}
                     total += len((function.get("name") or "").encode())
                     total += len((function.get("arguments") or "").encode())
+                    custom = tool_call.get("custom")
+                    if custom:
+                        total += len(custom["name"].encode()) + len(custom["input"].encode())
     return total

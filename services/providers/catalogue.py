@@ -87,6 +87,7 @@ def worker_endpoint(offer: Offer) -> WorkerEndpoint:
         prompt_tokens_per_byte=row.prompt_tokens_per_byte,
         completion_tokens_per_byte=row.completion_tokens_per_byte,
         version=row.revision,
+        context_length=facts.context_length,
     )
 
 

@@ -134,6 +134,7 @@ class Endpoints:
                 upstream_model=told.upstream_model,
                 supported_parameters=frozenset(told.supported_parameters),
                 max_completion_tokens=told.max_completion_tokens,
+                context_length=told.context_length,
             ),
             credential=Credential(told.credential_kind, told.credential_header, secret),
             dialect=dialect_named(told.dialect),

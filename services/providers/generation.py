@@ -10,6 +10,7 @@ content. What each ending costs whom stands in answer.py.
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,13 +32,14 @@ from bourse.v1.generation_pb2 import (
     CANCEL_REASON_CLIENT_LEFT,
     CANCEL_REASON_HEDGE_LOST,
     Failed,
+    Finished,
     Started,
 )
 from bourse.v1.generation_pb2 import Chunk as ChunkFrame
 from services.providers import refusals, transport
 from services.providers.answer import CLIENT_CLOSED, Answer
 from services.providers.call import AttemptFailed, Call, Chunk
-from services.providers.decoding import Decoder
+from services.providers.decoding import Decoder, unreadable
 from services.providers.endpoints import Endpoints, Served
 from services.providers.metering import Meter
 from services.providers.records import NoRecords, Recording, RecordsFull, now_ms
@@ -128,14 +130,15 @@ class Generator:
             outcome, failure = answer.judge(failed)
         except DeadlinePassed as late:
             outcome, failure = answer.judge(refusals.timed_out(late.overdue.value))
-            if failure is not None and late.overdue is Overdue.TOTAL:
-                outcome, decided = OUTCOME_LOST, True
+            # Who writes for so long has not answered: paid for it, anyone could write on purpose.
+            decided = failure is not None and late.overdue is Overdue.TOTAL
         except Exception:
             log.exception("attempt %d of %s failed here", facts.attempt, facts.generation)
         finally:
             self._end(attempt, answer, outcome, failure, decided, traceparent)
         if answer.response is not None and not answer.response.is_closed:
-            await transport.release(answer.response)
+            with suppress(httpx.HTTPError, OSError):
+                await transport.release(answer.response)
         return event
 
     async def _answer(self, attempt: Attempt, answer: Answer, served: Served | None) -> None:
@@ -152,6 +155,8 @@ class Generator:
             served.completion_tokens_per_byte,
             quantum_tokens=bounds.quantum_tokens,
             hidden_reasoning=served.endpoint.preset.reasoning_outside_completion,
+            max_completion_tokens=served.endpoint.max_completion_tokens,
+            context_length=served.endpoint.context_length,
         )
         meter.watch_budget()
         request = served.dialect.request(call, served.endpoint, served.credential)
@@ -179,7 +184,12 @@ class Generator:
         if not 200 <= response.status_code < 300:
             headers = {name.lower(): value for name, value in response.headers.items()}
             body = await transport.error_body(response)
-            raise served.dialect.failure(response.status_code, headers, body)
+            try:
+                failure = served.dialect.failure(response.status_code, headers, body)
+            except Exception as error:
+                unreadable(error)
+                failure = refusals.refused(response.status_code)
+            raise failure
         meter.answered = True
         decoder = Decoder(
             transport.content_type(response), served.dialect.reading(served.endpoint.preset)
@@ -206,7 +216,7 @@ class Generator:
             raise refusals.cut() if answer.had_content else refusals.empty()
         if answer.waiting:  # a proper end without any content
             first = await self._start(attempt, answer, [])
-            await attempt.send(ChunkFrame(choices=orjson.dumps(first)))
+            await attempt.send(_frame(first))
 
     async def _take(
         self,
@@ -218,7 +228,13 @@ class Generator:
         checkpoints: _Checkpoints,
     ) -> None:
         """Count a chunk and pass it on; go on only as far as the budget does."""
-        if answer.take(chunk, meter):
+        try:
+            has_content = answer.take(chunk, meter)
+        except AttemptFailed:
+            raise
+        except Exception as error:
+            raise unreadable(error) from error
+        if has_content:
             watchdog.got_content()
             answer.had_content = True
         written_bytes = meter.completion_bytes
@@ -232,7 +248,7 @@ class Generator:
                 answer.waiting += choices
                 choices = []
         if choices:
-            frame = ChunkFrame(choices=orjson.dumps(choices))
+            frame = _frame(choices)
             if not attempt.send_now(frame):
                 watchdog.pause()  # while the reader's window is full, the upstream is not read
                 await attempt.send(frame)
@@ -288,10 +304,15 @@ class Generator:
         """Write the event, then say the same to the edge."""
         if outcome == OUTCOME_LOST and failure is None:
             failure = _ours()
-        frame = answer.settle(outcome, failure, decided=decided)
+        frame: Finished | Failed
+        try:
+            frame = answer.settle(outcome, failure, decided=decided)
+        except Exception:
+            log.exception("attempt %s could not be counted", attempt.facts.generation)
+            frame = answer.write_off()
         try:
             self._records.settle(answer.event, traceparent)
-        except OSError:
+        except Exception:
             # Nothing was written, so nothing is billed; the intent stays for the next start.
             log.exception("attempt %s was not recorded", attempt.facts.generation)
             frame = Failed(
@@ -318,6 +339,13 @@ def _canonical(body: bytes) -> dict[str, Any]:
             counts_against_uptime=False,
         )
     return document
+
+
+def _frame(choices: list[dict[str, Any]]) -> ChunkFrame:
+    try:
+        return ChunkFrame(choices=orjson.dumps(choices))
+    except TypeError as error:  # nested deeper than can be written
+        raise unreadable(error) from error
 
 
 def _ask(attempt: Attempt, answer: Answer) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 from bourse import rating
 from bourse.v1.events_pb2 import (
     UNIT_COMPLETION,
+    UNIT_COMPLETION_AUDIO,
+    UNIT_COMPLETION_IMAGE,
     UNIT_IMAGE,
     UNIT_PROMPT,
     UNIT_REASONING,
     UNIT_REQUEST,
+    UNIT_WEB_SEARCH,
     USAGE_SOURCE_HOUSE,
     USAGE_SOURCE_UNSPECIFIED,
     USAGE_SOURCE_UPSTREAM,
@@ -32,6 +35,17 @@ _TOKENS_SLACK = 16
 """Of a reported output above `max_tokens`: stop tokens and the like."""
 _PROMPT_SLACK = 20_000
 """Of a reported text prompt above one token a byte: templates, hidden instructions, tools."""
+_OUTPUT_SLACK = 512
+"""Of a reported output above one token a received byte: marks of turns and calls, calls of tools
+that the provider ran itself, thoughts that are not told of."""
+_MEDIA_SLACK = 16_384
+"""Of reported image and audio output above one token a received byte: a small file may be large."""
+_MEDIA_UNITS = frozenset({UNIT_COMPLETION_IMAGE, UNIT_COMPLETION_AUDIO})
+_UNSEEN_MOST = 200_000
+"""Tokens of reasoning that nobody shows: more than any model thinks for one answer."""
+_CONTEXT_MOST = 10_000_000
+_SEARCHES_MOST = 100
+"""Of the web, for one answer."""
 _TEXT_PARTS = frozenset({"text", "input_text", "refusal"})
 
 
@@ -40,25 +54,31 @@ class Meter:
 
     `price` is the frozen version, `held_nano` what the edge holds for the attempt, the ratios are
     tokens per byte. A metered attempt without holds has nothing left from the first byte on.
+    `max_completion_tokens` and `context_length` are the endpoint's, 0: unknown.
     """
 
     __slots__ = (
         "_body",
         "_completion_ratio",
+        "_context_length",
         "_hidden_reasoning",
         "_images",
         "_max_tokens",
+        "_most_tokens",
         "_price",
         "_prompt_ratio",
         "_quantum_nano",
         "_quantum_tokens",
         "_report",
         "_report_is_last",
+        "_report_refused",
         "answered",
         "ask_at_bytes",
         "completion_bytes",
         "held_nano",
+        "media_bytes",
         "prompt_bytes",
+        "reasoned",
         "refused",
         "stop_at_bytes",
     )
@@ -73,11 +93,17 @@ class Meter:
         *,
         quantum_tokens: int = 256,
         hidden_reasoning: bool = False,
+        max_completion_tokens: int = 0,
+        context_length: int = 0,
     ) -> None:
         self.answered = False
         """Whether the upstream has said 200: from then on the prompt is billed."""
         self.prompt_bytes = prompt_bytes(body)
         self.completion_bytes = 0
+        self.media_bytes = 0
+        """Of images, audio, citations and reasoning details: received, but no text."""
+        self.reasoned = False
+        """Whether reasoning came: what is shown of it may be less than what was thought."""
         self.refused = False
         """Whether the upstream reported counts that cannot be true."""
         self.held_nano = held_nano
@@ -89,10 +115,14 @@ class Meter:
         self._quantum_tokens = quantum_tokens
         self._quantum_nano = 0
         self._hidden_reasoning = hidden_reasoning
-        self._max_tokens = _max_tokens(body)
+        choices = _choices(body)
+        self._max_tokens = _max_tokens(body) * choices
+        self._most_tokens = (max_completion_tokens or context_length) * choices
+        self._context_length = context_length
         self._images = -1
         self._report: Usage | None = None
         self._report_is_last = False
+        self._report_refused = False
 
     def watch_budget(self) -> None:
         """Set the two marks: the bytes of output at which more is asked for, and at which the
@@ -119,7 +149,7 @@ class Meter:
             self.completion_bytes += content_bytes
             self._report_is_last = False
         if chunk.usage_refused:
-            self.refused = True
+            self._report_refused = True
         if chunk.usage is not None:
             self._report = chunk.usage
             self._report_is_last = True
@@ -149,25 +179,46 @@ class Meter:
         says cannot be true."""
         prompt: dict[int, int] = {}
         others: dict[int, int] = {}
-        if self._report is None or self.refused:
-            return prompt, others
-        tokens = completion = 0
-        for unit, count in self._report.counts.items():
-            if count < 0:
-                self.refused = True
-            elif unit in rating.PROMPT_UNITS:
-                prompt[unit] = count
-                tokens += count
-            else:
-                others[unit] = count
-                if unit in rating.COMPLETION_UNITS and not (
-                    unit == UNIT_REASONING and self._hidden_reasoning
-                ):
-                    completion += count
-        too_much = bool(self._max_tokens) and completion > self._max_tokens + _TOKENS_SLACK
-        if too_much or (tokens > self.prompt_bytes + _PROMPT_SLACK and _is_text(self._body)):
-            self.refused = True
+        if self._report is not None:
+            for unit, count in self._report.counts.items():
+                (prompt if unit in rating.PROMPT_UNITS else others)[unit] = count
+        self.refused = (
+            self._report_refused
+            or any(count < 0 for count in (*prompt.values(), *others.values()))
+            or sum(prompt.values()) > self._most_prompt()
+            or others.get(UNIT_WEB_SEARCH, 0) > _SEARCHES_MOST
+            or self._is_too_much(others)
+        )
         return ({}, {}) if self.refused else (prompt, others)
+
+    def _is_too_much(self, reported: Mapping[int, int]) -> bool:
+        """Whether an output is more than was asked for, than the endpoint writes or than came."""
+        reasoning = reported.get(UNIT_REASONING, 0)
+        media = sum(reported.get(unit, 0) for unit in _MEDIA_UNITS)
+        shown = sum(reported.get(unit, 0) for unit in rating.COMPLETION_UNITS) - reasoning - media
+        received_bytes = self.completion_bytes + self.media_bytes
+        if media and media > self.media_bytes + (_MEDIA_SLACK if self.media_bytes else 0):
+            return True
+        unseen_most = min(self._most_tokens or _UNSEEN_MOST, _UNSEEN_MOST)
+        if reasoning > max(received_bytes, unseen_most):
+            return True
+        most = self._max_tokens or self._most_tokens
+        limited = shown if self._hidden_reasoning else shown + reasoning
+        # Some let only what follows the thoughts count against the limit: then it all came.
+        all_came = self.reasoned and limited <= received_bytes
+        if most and limited > most + _TOKENS_SLACK and not all_came:
+            return True
+        if not self._report_is_last:
+            return False  # what it says of the output is not used
+        # Some count their thoughts as output, and show a summary of them or a seal.
+        unseen = unseen_most if self.reasoned and not reasoning else 0
+        return shown > received_bytes + unseen + _OUTPUT_SLACK
+
+    def _most_prompt(self) -> int:
+        """Of tokens: of text one a byte, of media what the endpoint takes in."""
+        if _is_text(self._body):
+            return self.prompt_bytes + _PROMPT_SLACK
+        return (self._context_length or _CONTEXT_MOST) + _PROMPT_SLACK
 
     def _house_prompt(self) -> int:
         return int(self.prompt_bytes * self._prompt_ratio)
@@ -244,12 +295,14 @@ def _length(text: str) -> int:
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int:
-    """The most output the call allows, over all its choices; 0: it does not say."""
+    """The most output the call allows for a choice; 0: it does not say."""
     most = body.get("max_completion_tokens") or body.get("max_tokens")
-    if type(most) is not int or most <= 0:
-        return 0
+    return most if type(most) is int and most > 0 else 0
+
+
+def _choices(body: Mapping[str, Any]) -> int:
     choices = body.get("n")
-    return most * choices if type(choices) is int and choices > 1 else most
+    return choices if type(choices) is int and choices > 1 else 1
 
 
 def _count(unit: int, count: int) -> UnitCount:

@@ -89,11 +89,12 @@ class Records:
             if found.checkpoint is not None:
                 event.MergeFromString(found.checkpoint)
             leases = [spend.lease for spend in event.lease_spends]
+            held_nano = sum(spend.amount_nano for spend in event.lease_spends)
             del event.lease_spends[:]
             event.outcome = OUTCOME_LOST
             event.error_type = "server"
             event.final = event.final or event.had_content
-            event.insured_nano = provider_share_nano(event)
+            event.insured_nano = insured_nano(event, held_nano)
             self._open[found.id] = tuple(leases)
             self.settle(event)
         if lost:
@@ -205,10 +206,13 @@ def record_id(event: AttemptFinished) -> str:
     return f"{event.generation}:attempt:{event.attempt}"
 
 
-def provider_share_nano(event: AttemptFinished) -> int:
-    """What the provider would have got of this usage: list price less commission."""
-    bps = event.price.commission_bps
-    return event.list_nano - rating.commission_nano(event.list_nano, bps)
+def insured_nano(event: AttemptFinished, held_nano: int) -> int:
+    """What the platform pays the provider: list price less commission, of no more than was held.
+
+    Nobody agreed to pay more than the holds, and no report of a provider's may raise it.
+    """
+    covered_nano = max(0, min(event.list_nano, held_nano))
+    return covered_nano - rating.commission_nano(covered_nano, event.price.commission_bps)
 
 
 def now_ms() -> int:

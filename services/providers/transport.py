@@ -12,6 +12,7 @@ import httpx
 
 from services.providers import refusals
 from services.providers.call import AttemptFailed
+from services.providers.decoding import unreadable
 from services.providers.egress import EgressRefused, Guard
 from services.providers.http1 import Body, Http1Transport, Limits
 
@@ -39,6 +40,10 @@ class Upstream:
             raise refusals.timed_out(str(error)) from None
         except (httpx.HTTPError, OSError) as error:
             raise refusals.unreachable(f"{type(error).__name__}: {error}") from None
+        except AttemptFailed:
+            raise
+        except Exception as error:
+            raise unreadable(error) from error
 
     async def aclose(self) -> None:
         for transport in self._transports.values():
@@ -67,6 +72,8 @@ class Reads:
             raise refusals.timed_out(str(error)) from None
         except (httpx.HTTPError, OSError):
             raise refusals.cut() from None
+        except Exception as error:
+            raise unreadable(error) from error
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
             raise refusals.malformed(f"a body of more than {self._most_bytes} bytes")
