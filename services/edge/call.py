@@ -50,7 +50,7 @@ _HEADERS = frozenset({_SESSION, _REFERER, *_TITLES, *_WANTS_METADATA, _TRACEPARE
 
 DEFAULT_TOKENS_PER_BYTE = 0.25
 _BUCKET_BITS = 4
-_SHORT_PROMPT_TOKENS = 1_024
+_SHORT_PROMPT_TOKENS = 64
 _HEADER_MAX = 512
 
 
@@ -212,7 +212,7 @@ def _session(headers: Mapping[bytes, bytes]) -> str:
             400,
             f"`x-session-id` must not be longer than {SESSION_ID_MAX} characters.",
             error_type="string_too_long",
-            field="x-session-id",
+            field="session_id",
         )
     return session
 

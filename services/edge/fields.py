@@ -4,6 +4,7 @@ Every check takes the field's path and its value, which is not null. Unknown fie
 at: there is no version pin, and fields are only added.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -133,13 +134,33 @@ def tools(path: str, value: Any) -> None:
         kind = tool.get("type")
         if not isinstance(kind, str):
             raise wrong_type(f"{at}.type", "a string")
-        if kind == "function":
-            function = tool.get("function")
-            mapping(f"{at}.function", function)
-            _name(f"{at}.function.name", function.get("name"))
-            parameters = function.get("parameters")
-            if parameters is not None:
-                mapping(f"{at}.function.parameters", parameters)
+        if kind != "function":
+            raise invalid(f"{at}.type", f"`{at}.type` must be function; others are not offered.")
+        _function(f"{at}.function", tool.get("function"))
+
+
+def functions(path: str, value: Any) -> None:
+    if not isinstance(value, list):
+        raise wrong_type(path, "an array")
+    for index, function in enumerate(value):
+        _function(f"{path}[{index}]", function)
+
+
+def function_call(path: str, value: Any) -> None:
+    if isinstance(value, dict):
+        _name(f"{path}.name", value.get("name"))
+    else:
+        one_of(("none", "auto"))(path, value)
+
+
+def percentiles(path: str, value: Any) -> None:
+    """A number, or an object of them."""
+    if isinstance(value, dict):
+        _object_of(path, value, dict.fromkeys(("p50", "p75", "p90", "p99"), number(0, math.inf)))
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(path, "a number or an object")
+    else:
+        number(0, math.inf)(path, value)
 
 
 def tool_choice(path: str, value: Any) -> None:
@@ -149,9 +170,10 @@ def tool_choice(path: str, value: Any) -> None:
     if not isinstance(value, dict):
         raise wrong_type(path, "none, auto, required or an object")
     string(f"{path}.type", value.get("type"))
-    if value["type"] == "function":
-        mapping(f"{path}.function", value.get("function"))
-        _name(f"{path}.function.name", value["function"].get("name"))
+    if value["type"] != "function":
+        raise wrong_type(path, "none, auto, required or an object of type function")
+    mapping(f"{path}.function", value.get("function"))
+    _name(f"{path}.function.name", value["function"].get("name"))
 
 
 def response_format(path: str, value: Any) -> None:
@@ -210,6 +232,14 @@ def _object_of(path: str, value: Mapping[str, Any], checks: Mapping[str, Check])
             check(f"{path}.{name}", item)
 
 
+def _function(path: str, value: Any) -> None:
+    mapping(path, value)
+    _name(f"{path}.name", value.get("name"))
+    parameters = value.get("parameters")
+    if parameters is not None:
+        mapping(f"{path}.parameters", parameters)
+
+
 def _name(path: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
         raise wrong_type(path, "a string that is not empty")
@@ -247,6 +277,8 @@ CHECKS: Mapping[str, Check] = {
     "tools": tools,
     "tool_choice": tool_choice,
     "parallel_tool_calls": boolean,
+    "functions": functions,
+    "function_call": function_call,
     "response_format": response_format,
     "reasoning": reasoning,
     "reasoning_effort": one_of(EFFORTS),
@@ -255,12 +287,17 @@ CHECKS: Mapping[str, Check] = {
     "service_tier": one_of(SERVICE_TIERS),
     "session_id": text(SESSION_ID_MAX),
     "user": string,
+    "safety_identifier": string,
+    "preset": string,
+    "store": boolean,
     "metadata": metadata,
     "trace": mapping,
     "plugins": plugins,
     "transforms": strings(16),
     "modalities": strings(8),
+    "audio": mapping,
     "prediction": mapping,
+    "web_search_options": mapping,
     "image_config": mapping,
     "cache_control": mapping,
     "prompt_cache_options": mapping,

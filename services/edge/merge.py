@@ -4,6 +4,7 @@ from typing import Any
 
 _TEXTS = ("content", "reasoning", "refusal", "reasoning_content")
 _LISTS = ("images", "annotations")
+_AUDIO_TEXTS = ("data", "transcript")
 _DETAIL_TEXTS = ("text", "summary", "data")
 
 
@@ -16,10 +17,12 @@ class Choices:
     def __bool__(self) -> bool:
         return bool(self._choices)
 
-    def add(self, choices: list[dict[str, Any]]) -> None:
-        """Take the `choices` array of one chunk."""
-        for piece in choices:
-            index = piece.get("index", 0)
+    def add(self, choices: Any) -> None:
+        """Take the `choices` array of one chunk. What is not of the type it should be is left out:
+        one odd field must not spoil an answer that is paid for.
+        """
+        for piece in _objects(choices):
+            index = _index(piece, 0)
             choice = self._choices.get(index)
             if choice is None:
                 choice = self._choices[index] = {
@@ -29,11 +32,12 @@ class Choices:
                 }
             for name, value in piece.items():
                 if name == "delta":
-                    if value:
+                    if isinstance(value, dict):
                         _merge_message(choice["message"], value)
                 elif name == "logprobs":
-                    _merge_logprobs(choice, value)
-                elif name != "index" and value is not None:
+                    if isinstance(value, dict):
+                        _merge_logprobs(choice, value)
+                elif name not in ("index", "message") and value is not None:
                     choice[name] = value
 
     def whole(self, finish_reason: str, native_finish_reason: str) -> list[dict[str, Any]]:
@@ -59,37 +63,45 @@ def _merge_message(message: dict[str, Any], delta: dict[str, Any]) -> None:
         if value is None:
             continue
         if name in _TEXTS:
-            before = message.get(name)
-            message[name] = before + value if before else value
+            if isinstance(value, str):
+                message[name] = (message.get(name) or "") + value
         elif name == "tool_calls":
             calls = message.setdefault("tool_calls", {})
-            for position, call in enumerate(value):
+            for position, call in enumerate(_objects(value)):
                 _merge_call(calls, call, position)
         elif name == "reasoning_details":
-            _merge_details(message.setdefault(name, []), value)
+            _merge_details(message.setdefault(name, []), _objects(value))
         elif name in _LISTS:
-            message.setdefault(name, []).extend(value)
-        elif name == "audio" and isinstance(value, dict):
-            audio = message.setdefault(name, {})
-            for key, part in value.items():
-                joined = key in ("data", "transcript") and key in audio
-                audio[key] = audio[key] + part if joined else part
+            if isinstance(value, list):
+                message.setdefault(name, []).extend(value)
+        elif name == "audio":
+            if isinstance(value, dict):
+                _merge_audio(message.setdefault(name, {}), value)
         else:
             message[name] = value
 
 
 def _merge_call(calls: dict[int, dict[str, Any]], piece: dict[str, Any], position: int) -> None:
-    index = piece.get("index", position)
+    index = _index(piece, position)
     call = calls.get(index)
     if call is None:
         call = calls[index] = {"id": "", "type": "function"}
     for name, value in piece.items():
         if name == "function":
-            function = call.setdefault("function", {"name": "", "arguments": ""})
-            function["name"] = function["name"] or value.get("name") or ""
-            function["arguments"] += value.get("arguments") or ""
+            if isinstance(value, dict):
+                function = call.setdefault("function", {"name": "", "arguments": ""})
+                function["name"] = function["name"] or _text(value, "name")
+                function["arguments"] += _text(value, "arguments")
         elif value is not None and name != "index":
             call[name] = value
+
+
+def _merge_audio(audio: dict[str, Any], piece: dict[str, Any]) -> None:
+    for name, value in piece.items():
+        if name not in _AUDIO_TEXTS:
+            audio[name] = value
+        elif isinstance(value, str):
+            audio[name] = audio.get(name, "") + value
 
 
 def _merge_details(details: list[dict[str, Any]], pieces: list[dict[str, Any]]) -> None:
@@ -109,14 +121,13 @@ def _merge_details(details: list[dict[str, Any]], pieces: list[dict[str, Any]]) 
             if value is None:
                 continue
             if name in _DETAIL_TEXTS and isinstance(last.get(name), str):
-                last[name] += value
+                if isinstance(value, str):
+                    last[name] += value
             else:
                 last[name] = value
 
 
-def _merge_logprobs(choice: dict[str, Any], value: dict[str, Any] | None) -> None:
-    if value is None:
-        return
+def _merge_logprobs(choice: dict[str, Any], value: dict[str, Any]) -> None:
     logprobs = choice.get("logprobs")
     if logprobs is None:
         choice["logprobs"] = dict(value)
@@ -126,3 +137,17 @@ def _merge_logprobs(choice: dict[str, Any], value: dict[str, Any] | None) -> Non
             logprobs[name] = logprobs[name] + part
         elif part is not None:
             logprobs[name] = part
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _index(piece: dict[str, Any], otherwise: int) -> int:
+    index = piece.get("index")
+    return index if type(index) is int else otherwise
+
+
+def _text(value: dict[str, Any], name: str) -> str:
+    found = value.get(name)
+    return found if isinstance(found, str) else ""

@@ -48,6 +48,8 @@ def check(path: str, value: Any) -> Inputs:
         role = message.get("role")
         if type(role) is not str or role not in ROLES:
             raise wrong_type(f"{path}[{index}].role", "one of " + ", ".join(sorted(ROLES)))
+        if "name" in message and message["name"] is not None:
+            string(f"{path}[{index}].name", message["name"])
         content = message.get("content")
         if type(content) is str:
             if role == "user":

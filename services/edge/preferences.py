@@ -4,7 +4,7 @@ from typing import Any
 
 from bourse.v1.routing_pb2 import ProviderPreferences, Sort
 from services.edge.errors import invalid
-from services.edge.fields import boolean, mapping, one_of, strings, wrong_type
+from services.edge.fields import boolean, mapping, one_of, percentiles, strings, wrong_type
 
 NAMES_MAX = 100
 NONE = ProviderPreferences()
@@ -16,6 +16,8 @@ _SORTS = {
     "latency": Sort.SORT_LATENCY,
     "exacto": Sort.SORT_EXACTO,
 }
+_PREFERRED = ("preferred_min_throughput", "preferred_max_latency")
+"""Wishes, which nothing is measured for yet."""
 _NOT_OFFERED = ("quantizations", "max_price", "enforce_distillable_text")
 """Hard filters that no endpoint is tested against yet: a promise of them would be broken."""
 
@@ -43,6 +45,9 @@ def read(value: Any, route: str | None) -> ProviderPreferences:
         one_of(("allow", "deny"))("provider.data_collection", value["data_collection"])
         preferences.deny_data_collection = value["data_collection"] == "deny"
     _sort(preferences, value.get("sort"))
+    for name in _PREFERRED:
+        if value.get(name) is not None:
+            percentiles(f"provider.{name}", value[name])
     for name in _NOT_OFFERED:
         if value.get(name):
             raise invalid(f"provider.{name}", f"`provider.{name}` is not offered here yet.")

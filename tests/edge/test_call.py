@@ -114,6 +114,28 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("a hard filter that is not offered", ask(provider={"max_price": {"prompt": 1}}),
      "provider.max_price"),
     ("unknown service tier", ask(service_tier="golden"), "service_tier"),
+    ("audio is a string", ask(audio="alloy"), "audio"),
+    ("store is a string", ask(store="yes"), "store"),
+    ("web_search_options is a boolean", ask(web_search_options=True), "web_search_options"),
+    ("functions is an object", ask(functions={}), "functions"),
+    ("a function is a string", ask(functions=["f"]), "functions[0]"),
+    ("a function without name of old", ask(functions=[{}]), "functions[0].name"),
+    ("function_call is a number", ask(function_call=1), "function_call"),
+    ("function_call without name", ask(function_call={}), "function_call.name"),
+    ("preset is an object", ask(preset={}), "preset"),
+    ("safety_identifier is a number", ask(safety_identifier=1), "safety_identifier"),
+    ("a name is a number", message(role="user", content="x", name=7), "messages[1].name"),
+    ("a name is an object", message(role="assistant", content="x", name={}), "messages[1].name"),
+    ("a tool of another type", ask(tools=[{"type": "telepathy"}]), "tools[0].type"),
+    ("tool choice of another type", ask(tool_choice={"type": "json_schema"}), "tool_choice"),
+    ("a throughput is a string", ask(provider={"preferred_min_throughput": "fast"}),
+     "provider.preferred_min_throughput"),
+    ("a throughput is negative", ask(provider={"preferred_min_throughput": -1}),
+     "provider.preferred_min_throughput"),
+    ("a latency is a list", ask(provider={"preferred_max_latency": []}),
+     "provider.preferred_max_latency"),
+    ("a percentile is a string", ask(provider={"preferred_max_latency": {"p90": "1"}}),
+     "provider.preferred_max_latency.p90"),
 ]  # fmt: skip
 
 
@@ -160,6 +182,24 @@ def test_unknown_fields_are_accepted_and_nulls_count_as_absent() -> None:
     assert asked.max_tokens == 0
 
 
+def test_known_fields_of_the_right_type_are_accepted() -> None:
+    asked = call(
+        audio={"voice": "alloy"},
+        store=False,
+        web_search_options={},
+        functions=[{"name": "f"}],
+        function_call={"name": "f"},
+        preset="p",
+        safety_identifier="s",
+        tools=[{"type": "function", "function": {"name": "f"}}],
+        tool_choice={"type": "function", "function": {"name": "f"}},
+        provider={"preferred_min_throughput": {"p50": 10, "p90": 1.5}, "preferred_max_latency": 2},
+        messages=[{"role": "user", "content": "Hi", "name": "Ann"}],
+    )
+    assert asked.models == (MODEL,)
+    assert call(function_call="auto").models == (MODEL,)
+
+
 def test_what_a_request_uses_is_what_endpoints_must_support() -> None:
     asked = call(
         max_completion_tokens=5,
@@ -197,10 +237,10 @@ def test_plan_keys_are_equal_for_requests_that_differ_only_in_what_filters_ignor
 
 
 def test_a_size_is_rounded_up_by_at_most_an_eighth() -> None:
-    for length in (10, 5_000, 40_000, 123_456, 900_001):
+    for length in (10, 300, 2_100, 3_600, 5_000, 40_000, 123_456, 900_001):
         asked = call(messages=[{"role": "user", "content": "x" * length}])
         exact = asked.prompt_tokens
-        assert exact <= asked.prompt_tokens_bucket <= max(exact * 9 // 8 + 1, 1_024)
+        assert exact <= asked.prompt_tokens_bucket <= max(exact * 9 // 8 + 1, 64)
 
 
 def test_headers_say_what_the_body_does_not() -> None:
@@ -217,4 +257,4 @@ def test_headers_say_what_the_body_does_not() -> None:
     assert parse(orjson.dumps(ask(session_id="body")), headers).session_id == "body"
     with pytest.raises(ApiError) as refused:
         parse(orjson.dumps(ask()), {b"x-session-id": b"s" * 257})
-    assert refused.value.field == "x-session-id"
+    assert refused.value.field == "session_id"

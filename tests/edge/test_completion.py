@@ -1,6 +1,7 @@
 """Completions through the real application, with its neighbours replaced at the rpc seam."""
 
 import asyncio
+from typing import Any
 
 import orjson
 import pytest
@@ -630,3 +631,80 @@ async def test_S14_a_503_of_our_own_marks_no_provider() -> None:
         assert answer.headers["retry-after"]
         assert edge.edge.breakers.usable("a")
         assert edge.leases.held_nano == 0
+
+
+ODD: list[Any] = [None, 7, 1.5, True, "odd", [], ["odd", 7, None, []], {}, {"x": {"y": []}}, [{}]]
+
+
+async def odd_choices(attempt: Attempt) -> None:
+    """Every field of a chunk as something else than it should be, before and after a good one."""
+    await attempt.started(Started(first_token_ms=1))
+    details = [{"type": "reasoning.text", "index": 0, "text": "think"}]
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    good = {
+        "content": "Hello",
+        "reasoning": "think",
+        "reasoning_details": details,
+        "annotations": [{"type": "url_citation"}],
+        "images": [{"type": "image_url"}],
+        "audio": {"data": "AA", "transcript": "hm"},
+        "tool_calls": [call],
+    }
+    logprobs = {"content": [{"token": "Hello"}]}
+    pieces: list[Any] = []
+    for odd in ODD:
+        pieces += [
+            odd,
+            [odd],
+            [{"index": odd, "delta": {}}],
+            [{"index": 0, "delta": odd, "message": odd, "logprobs": odd}],
+            [{"index": 0, "delta": dict.fromkeys([*good, "role"], odd)}],
+            [{"index": 0, "delta": {"tool_calls": [{"index": odd, "id": odd, "function": odd}]}}],
+            [{"index": 0, "delta": {"tool_calls": [
+                {"index": 0, "function": {"name": odd, "arguments": odd}}]}}],
+            [{"index": 0, "delta": {"reasoning_details": [{**details[0], "text": odd}]}}],
+            [{"index": 0, "delta": {"audio": {"data": odd, "transcript": odd}}}],
+            [{"index": 0, "logprobs": {"content": odd}}],
+        ]  # fmt: skip
+    whole = [{"index": 0, "delta": good, "logprobs": logprobs}]
+    for choices in [*pieces, whole, *pieces]:
+        await attempt.send(Chunk(choices=orjson.dumps(choices)))
+    attempt.finish(finished(attempt))
+
+
+async def test_oddly_typed_pieces_of_an_answer_are_left_out_of_the_whole_one() -> None:
+    async with world() as edge:
+        edge.worker.scripts["a"] = odd_choices
+        answer = await edge.ask()
+        await eventually(lambda: edge.leases.held_nano == 0)
+        assert edge.worker.left == []
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["total_tokens"] == 15
+    message = answer.json()["choices"][0]["message"]
+    assert "Hello" in message["content"]
+    assert {"type": "image_url"} in message["images"]
+    assert {"type": "url_citation"} in message["annotations"]
+    assert any(one.get("text", "").startswith("think") for one in message["reasoning_details"])
+    assert "{}" in message["tool_calls"][0]["function"]["arguments"]
+
+
+async def test_a_fault_while_merging_is_a_typed_error_and_nothing_stays_held() -> None:
+    async def garbles(attempt: Attempt) -> None:
+        await attempt.started(Started(first_token_ms=1))
+        await attempt.send(Chunk(choices=b"{not json"))
+        await hangs(attempt)
+
+    async with world() as edge:
+        edge.worker.scripts["a"] = garbles
+        answer = await edge.ask()
+        await eventually(lambda: edge.leases.held_nano == 0)
+        await eventually(lambda: edge.worker.left)
+    assert answer.status_code == answer.json()["error"]["code"] == 500
+    assert answer.json()["error"]["metadata"]["error_type"] == "server"
+
+
+async def test_a_short_prompt_is_asked_for_by_its_own_size() -> None:
+    async with world() as edge:
+        await edge.ask(messages=[{"role": "user", "content": "x" * 400}])
+    (asked,) = edge.routing.requests
+    assert 100 <= asked.prompt_tokens <= 150
