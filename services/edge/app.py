@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from services.edge import documents
 from services.edge.http import Json, handle_errors
 from services.edge.inference import Inference
+from services.edge.server import Unchunked
 
 API = "/api/v1"
 ALIAS = "/v1"
@@ -40,6 +41,11 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
+            if path.endswith("/") and path != "/":  # a redirect would be built from Host
+                path = path.rstrip("/") or "/"
+                scope = {**scope, "path": path, "raw_path": path.encode()}
+            if scope["http_version"] == "1.0":
+                send = Unchunked(send).send
             if path in COMPLETIONS and scope["method"] == "POST":
                 await self._inference(scope, receive, send)
                 return
@@ -70,6 +76,7 @@ def pages(inference: Inference, routers: Sequence[APIRouter], health: Health) ->
         openapi_url=f"{API}/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,
         default_response_class=Json,
         # For the document only, so that its page can send a key; the routes check keys themselves.

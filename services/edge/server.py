@@ -3,9 +3,10 @@
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Send
 
 
 class Server(uvicorn.Server):
@@ -23,6 +24,31 @@ class Server(uvicorn.Server):
                 name = listener.getsockname()
                 return int(name[1])
         return 0
+
+
+class Unchunked:
+    """A response to HTTP/1.0, which knows no chunks: its body ends with the connection."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        # uvicorn frames every body of unknown length in chunks; its cycle is behind `send`.
+        self._cycle: Any = getattr(send, "__self__", None)
+        if not hasattr(self._cycle, "chunked_encoding"):
+            self._cycle = None
+        self._unsized = False
+        self.transport = getattr(self._cycle, "transport", None)
+
+    async def send(self, message: Message) -> None:
+        cycle = self._cycle
+        if cycle is not None:
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message["headers"]}
+                self._unsized = b"content-length" not in names
+                if self._unsized:
+                    cycle.chunked_encoding = False
+            elif self._unsized:
+                cycle.expected_content_length = len(message.get("body", b""))
+        await self._send(message)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -234,3 +234,38 @@ async def test_a_connection_serves_many_requests_also_after_errors() -> None:
             assert f"answer {number}" in good.text
             bad = await client.post("/v1/chat/completions", json={**body, "n": -1})
             assert bad.status_code == 400
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_http_1_0_client_gets_a_body_that_ends_with_the_connection(stream: bool) -> None:
+    async with world() as edge, served(edge) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(edge, stream=stream).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"chunked" not in head.lower()
+    assert b"connection: close" in head.lower()
+    if stream:
+        assert body.startswith(b"data: {")
+        assert body.endswith(b"}\n\ndata: [DONE]\n\n")
+    else:
+        assert orjson.loads(body)["choices"][0]["message"]["content"] == "Hello world"
+
+
+async def test_an_http_1_0_client_that_leaves_or_stalls_is_noticed_as_any_other() -> None:
+    async def floods(attempt: Attempt) -> None:
+        await attempt.started(Started(first_token_ms=1))
+        while True:
+            await attempt.send(text("x" * 30_000))
+
+    async with world(bounds=quick(write_stall_s=0.3)) as edge, served(edge) as (http, port):
+        edge.worker.scripts["a"] = floods
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1_000)
+        writer.write(request(edge, stream=True).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await eventually(lambda: edge.worker.left)
+        await eventually(lambda: edge.leases.held_nano == 0)
+        await eventually(lambda: not http.server_state.tasks)
+        writer.close()
