@@ -19,7 +19,7 @@ def routes(ranking: RankingClient, deadline_s: float) -> APIRouter:
     @router.get("/{board}", summary="Get a board")
     async def board(
         board: str,
-        days: int = 1,
+        days: Annotated[int, Query(ge=1, le=366)] = 1,
         limit: Annotated[int, Query(ge=1, le=50)] = 50,
     ) -> Json:
         """`most-used`: models by tokens over 1, 7 or 30 days, then one row for the others."""

@@ -11,6 +11,7 @@ from services.edge.listings import Listings
 
 PAGE_DEFAULT = 500
 PAGE_MAX = 1_000
+OFFSET_MAX = 1_000_000
 
 
 def routes(catalogue: Listings, public_url: str) -> APIRouter:
@@ -42,7 +43,7 @@ def routes(catalogue: Listings, public_url: str) -> APIRouter:
         input_modalities: str = "",
         output_modalities: str = "text",
         sort: str = "",
-        offset: Annotated[int | None, Query(ge=0)] = None,
+        offset: Annotated[int | None, Query(ge=0, le=OFFSET_MAX)] = None,
         limit: Annotated[int | None, Query(ge=1, le=PAGE_MAX)] = None,
     ) -> Json:
         """Every model somebody serves now, at its lowest price in force, in USD per unit."""
@@ -66,6 +67,21 @@ def routes(catalogue: Listings, public_url: str) -> APIRouter:
     async def model(author: str, slug: str) -> Json:
         ones = _served(catalogue, author, slug)
         return Json({"data": listings.model(ones, catalogue.in_force(ones[0]), public_url)})
+
+    @router.get("/models/{author}/{slug}", summary="Get a model, as OpenAI's clients ask for it")
+    async def retrieve(author: str, slug: str) -> Json:
+        """OpenAI's four fields, and in `data` what `/model/{author}/{slug}` says."""
+        ones = _served(catalogue, author, slug)
+        data = listings.model(ones, catalogue.in_force(ones[0]), public_url)
+        return Json(
+            {
+                "id": data["id"],
+                "object": "model",
+                "created": data["created"],
+                "owned_by": author,
+                "data": data,
+            }
+        )
 
     @router.get("/models/{author}/{slug}/endpoints", summary="List a model's endpoints")
     async def endpoints(author: str, slug: str) -> Json:

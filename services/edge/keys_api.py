@@ -18,6 +18,7 @@ from services.edge.keys import Key
 from services.edge.records import iso, limits
 
 PAGE = 100
+OFFSET_MAX = 1_000_000
 Hash = Annotated[str, Path(alias="hash")]
 
 
@@ -72,7 +73,7 @@ def routes(
     async def list_keys(
         request: Request,
         include_disabled: bool = False,
-        offset: Annotated[int, Query(ge=0)] = 0,
+        offset: Annotated[int, Query(ge=0, le=OFFSET_MAX)] = 0,
         authorization: Authorization = None,
     ) -> Json:
         """The account's keys, 100 a page, the oldest first. Needs a management key."""

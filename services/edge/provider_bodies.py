@@ -1,6 +1,6 @@
 """What providers send when they register, and how it becomes the registry's messages."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -13,7 +13,11 @@ from services.edge.errors import ApiError
 from services.edge.listings import PRICE_KEYS, price_pico
 
 DISCOUNT_DENOMINATOR_MAX = 1_000_000
+DISCOUNT_MIN = -99
+"""A negative discount raises the price, a hundredfold at most."""
 _UNITS = dict(PRICE_KEYS)
+_BESIDE_PRICES = frozenset({"discount", "overrides"})
+_BESIDE_OVERRIDES = frozenset({"min_prompt_tokens"})
 
 
 class Body(BaseModel):
@@ -157,7 +161,7 @@ def price(
     """Return a price version. Raises ApiError 400 with a JSON pointer under `at`."""
     made = PriceVersion(effective_at_ms=_time_ms(effective_at, f"{at}/effective_at"))
     overrides = pricing.get("overrides")
-    made.entries.extend(_entries(pricing, f"{at}/pricing"))
+    made.entries.extend(_entries(pricing, f"{at}/pricing", _BESIDE_PRICES))
     if not made.entries:
         raise ApiError(400, "A price needs at least one unit.", field=f"{at}/pricing")
     if overrides is not None:
@@ -166,23 +170,34 @@ def price(
         for index, override in enumerate(overrides):
             made.overrides.append(_override(override, f"{at}/pricing/overrides/{index}"))
     given = discount if discount is not None else pricing.get("discount")
-    if given:
+    if given is not None:
         _set_discount(made, given, f"{at}/discount")
     return made
 
 
-def _entries(pricing: Mapping[str, Any], at: str) -> list[UnitPrice]:
+def _entries(pricing: Mapping[str, Any], at: str, beside: Collection[str]) -> list[UnitPrice]:
+    """Return the prices of units; `beside` are the other keys there may be."""
     entries = []
     for name, value in pricing.items():
+        if name in beside:
+            continue
         unit = _UNITS.get(name)
-        if unit is None or value is None:
-            continue  # other keys are for readers of the full price book
+        if unit is None:  # also a misspelt one, which would be sold for nothing
+            raise ApiError(400, f"`{name}` is not a price that can be set.", field=f"{at}/{name}")
+        if value is None:
+            continue
         if not isinstance(value, str):
             raise ApiError(400, "A price is a decimal string, USD per unit.", field=f"{at}/{name}")
         try:
-            pico, _ = price_pico(value)
+            pico, inexact = price_pico(value)
         except ValueError as error:
             raise ApiError(400, f"`{name}` {error}.", field=f"{at}/{name}") from error
+        if inexact and not pico:
+            raise ApiError(
+                400,
+                f"`{name}` is less than can be charged: prices are whole pico-USD (1e-12 USD).",
+                field=f"{at}/{name}",
+            )
         entries.append(UnitPrice(unit=unit, price_pico=pico))
     return entries
 
@@ -195,13 +210,19 @@ def _override(override: Any, at: str) -> PriceOverride:
         raise ApiError(
             400, "`min_prompt_tokens` must be an integer.", field=f"{at}/min_prompt_tokens"
         )
-    return PriceOverride(prompt_tokens_over=over, entries=_entries(override, at))
+    return PriceOverride(prompt_tokens_over=over, entries=_entries(override, at, _BESIDE_OVERRIDES))
 
 
 def _set_discount(made: PriceVersion, discount: Any, at: str) -> None:
-    if isinstance(discount, bool) or not isinstance(discount, int | float) or not discount < 1:
-        raise ApiError(400, "`discount` must be a number below 1.", field=at)
+    if isinstance(discount, bool) or not isinstance(discount, int | float):
+        raise ApiError(400, "`discount` must be a number.", field=at)
+    if not DISCOUNT_MIN <= discount < 1:
+        raise ApiError(400, f"`discount` must be at least {DISCOUNT_MIN} and below 1.", field=at)
     part = 1 - Fraction(str(discount)).limit_denominator(DISCOUNT_DENOMINATOR_MAX)
+    if not part:
+        raise ApiError(400, "`discount` is so close to 1 that nothing would be charged.", field=at)
+    if part == 1:
+        return
     made.discount_numerator, made.discount_denominator = part.numerator, part.denominator
 
 

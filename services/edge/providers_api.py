@@ -1,6 +1,7 @@
 """Registration: a provider lists itself, step by step. The registry decides; this translates."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Request
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from bourse.v1.registry_pb2_grpc import RegistryAsyncStub
 
 ModelId = Annotated[str, Path(alias="id")]
+T = TypeVar("T")
+
+_SENT_AS = {
+    "/model_name": "/name",
+    "/upstream_model": "/upstream_model_id",
+    "/first_byte_timeout_ms": "/first_byte_timeout_s",
+}
+"""The registry's field → the body's."""
 EndpointId = Annotated[str, Path(alias="id")]
 
 
@@ -96,7 +105,7 @@ def routes(
     async def connection(
         request: Request, slug: str, wanted: ConnectionBody, authorization: Authorization = None
     ) -> Json:
-        changed = await asked(
+        changed = await _named(
             registry.SetConnection(
                 pb.SetConnectionRequest(
                     account=owner(request), slug=slug, connection=wanted.message()
@@ -134,7 +143,7 @@ def routes(
         authorization: Authorization = None,
     ) -> Json:
         """Make or change the provider's endpoint of a model; `id` is `author/slug[:variant]`."""
-        done = await asked(
+        done = await _named(
             registry.PutModel(
                 pb.PutModelRequest(
                     account=owner(request),
@@ -165,7 +174,7 @@ def routes(
         authorization: Authorization = None,
     ) -> Json:
         """Add a dated price version. What was charged before never changes."""
-        done = await asked(
+        done = await _named(
             registry.AddPrice(
                 pb.AddPriceRequest(
                     account=owner(request),
@@ -189,6 +198,28 @@ def routes(
         raise ApiError(404, "The provider has no such endpoint.", field="/endpoint")
 
     return router
+
+
+async def _named(call: Awaitable[T]) -> T:
+    """Await the registry; what it refuses is named as clients name it. Raises ApiError."""
+    try:
+        return await asked(call)
+    except ApiError as error:
+        error.field = _as_sent(error.field)
+        raise
+
+
+def _as_sent(field: str) -> str:
+    """Return the pointer into the body that a client sent for one into the registry's message."""
+    if field.startswith("/price"):
+        field = field.removeprefix("/price") or "/pricing"
+    if field.startswith("/overrides/"):
+        return "/pricing" + field.removesuffix("/entries")
+    if field.startswith("/entries"):
+        return "/pricing"
+    if field.startswith("/discount/"):
+        return "/discount"
+    return _SENT_AS.get(field, field)
 
 
 def shown(provider: pb.Provider) -> dict[str, Any]:

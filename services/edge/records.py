@@ -1,5 +1,6 @@
 """What became of requests and money: asked of billing, always by (account, id)."""
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,11 @@ from services.edge.usage import CACHE_READ, usd, usd_number
 PREFIX = "gen-"
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _TIME_CHARACTERS = 10
+_CHARACTERS = 26
+NEW_MS = 10_000
+"""A generation that began so recently may have ended just now: its reader waits a little."""
+WAIT_S = 1.0
+ASK_AGAIN_S = 0.05
 GenerationId = Annotated[str, Query(alias="id", max_length=64)]
 
 
@@ -60,13 +66,19 @@ def routes(
         """Usage, cost and every attempt of one request. Readable within a second of its end."""
         key = identity.caller(raw_headers(request))
         ulid = shown_id.removeprefix(PREFIX)
-        found = await asked(
-            billing.GetGeneration(
-                GetGenerationRequest(account=key.account, generation=ulid), timeout=deadline_s
+        minted_at_ms = _minted_at_ms(ulid)
+        patience = _Patience(0 <= wall_ms() - minted_at_ms < NEW_MS)
+        while True:
+            found = await asked(
+                billing.GetGeneration(
+                    GetGenerationRequest(account=key.account, generation=ulid), timeout=deadline_s
+                )
             )
-        )
-        over = found.final or wall_ms() - _minted_at_ms(ulid) > first_token_deadline_s * 1_000
-        if not found.attempts or not over:
+            over = found.final or wall_ms() - minted_at_ms > first_token_deadline_s * 1_000
+            readable = found.attempts and over
+            if readable or not await patience.waited():
+                break
+        if not readable:
             error = ApiError(
                 404, f"No such generation, or not readable yet: {shown_id}.", field="id"
             )
@@ -121,6 +133,20 @@ def routes(
         )
 
     return router
+
+
+class _Patience:
+    """How long one reader waits for a generation whose record may be on its way to billing."""
+
+    def __init__(self, waits: bool) -> None:
+        self._until = time.monotonic() + WAIT_S if waits else 0.0
+
+    async def waited(self) -> bool:
+        """Wait a little; False at once when there is no use in waiting longer."""
+        if time.monotonic() + ASK_AGAIN_S > self._until:
+            return False
+        await asyncio.sleep(ASK_AGAIN_S)
+        return True
 
 
 def limits(key: Key, used: UsageWindow) -> dict[str, Any]:
@@ -234,6 +260,8 @@ def _cost_lines(attempt: AttemptFinished) -> list[dict[str, Any]]:
 
 def _minted_at_ms(ulid: str) -> int:
     """Return the time within a ULID; 0 if it is none."""
+    if len(ulid) != _CHARACTERS:
+        return 0
     at_ms = 0
     for character in ulid[:_TIME_CHARACTERS].upper():
         digit = _CROCKFORD.find(character)

@@ -198,6 +198,15 @@ async def test_x_api_key_counts_where_authorization_is_absent() -> None:
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
 
 
+async def test_a_page_far_beyond_the_last_is_a_400_that_names_the_offset(tmp_path: Path) -> None:
+    async with two_edges(tmp_path) as (edge, *_), edge.client(edge.management_key) as client:
+        beyond = await client.get(f"/api/v1/keys?offset={10**24 - 1}")
+        empty = await client.get("/api/v1/keys?offset=1000")
+    assert beyond.status_code == 400
+    assert beyond.json()["error"]["metadata"]["field"] == "offset"
+    assert (empty.status_code, empty.json()) == (200, {"data": []})
+
+
 async def test_kinds_of_keys_do_not_do_each_others_work(tmp_path: Path) -> None:
     async with two_edges(tmp_path) as (edge, *_):
         async with edge.client(edge.management_key) as client:

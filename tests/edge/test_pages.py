@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import httpx
+import openai
 import pytest
 
 from bourse.event_log import Record
@@ -52,13 +53,14 @@ class Neighbours:
     def __init__(self) -> None:
         self.asked: list[Any] = []
         self.generation = GetGenerationResponse()
+        self.next_generations: list[GetGenerationResponse] = []
         self.refusal: RpcError | None = None
 
     async def GetGeneration(
         self, request: GetGenerationRequest, context: Context
     ) -> GetGenerationResponse:
         self.asked.append(request)
-        return self.generation
+        return self.next_generations.pop(0) if self.next_generations else self.generation
 
     async def GetUsage(self, request: GetUsageRequest, context: Context) -> GetUsageResponse:
         used = UsageWindow(total_nano=123_456_789, daily_nano=1)
@@ -94,6 +96,13 @@ class Neighbours:
     ) -> registry.UpdateProviderResponse:
         self._take(request)
         return registry.UpdateProviderResponse(provider=registry.Provider(profile=request.profile))
+
+    async def SetConnection(
+        self, request: registry.SetConnectionRequest, context: Context
+    ) -> registry.SetConnectionResponse:
+        self._take(request)
+        provider = registry.Provider(connection=request.connection)
+        return registry.SetConnectionResponse(provider=provider)
 
     async def PutModel(
         self, request: registry.PutModelRequest, context: Context
@@ -218,6 +227,37 @@ async def test_models_are_paged_and_sorted_when_asked() -> None:
     assert (bad_sort.status_code, bad_sort.json()["error"]["metadata"]["field"]) == (400, "sort")
 
 
+async def test_a_model_is_found_by_its_name_as_openai_has_it() -> None:
+    async with exchange() as (edge, _, listings), edge.client(key="") as client:
+        listed(listings, listing("a", created_at_ms=1_700_000_000_000))
+        shown = (await client.get(f"/api/v1/models/{MODEL}")).json()
+        data = (await client.get(f"/api/v1/model/{MODEL}")).json()["data"]
+        unknown = await client.get("/api/v1/models/x/y")
+        http: Any = client
+        official = openai.AsyncOpenAI(base_url="http://edge/v1", api_key="none", http_client=http)
+        retrieved = await official.models.retrieve(MODEL)
+    assert shown == {
+        "id": MODEL,
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "acme",
+        "data": data,
+    }
+    assert unknown.status_code == 404
+    assert (retrieved.id, retrieved.object, retrieved.owned_by) == (MODEL, "model", "acme")
+
+
+async def test_a_slash_at_the_end_changes_nothing_and_redirects_nowhere() -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+    async with exchange() as (edge, _, _), edge.client() as client:
+        asked = await client.post("/v1/chat/completions/", json=body)
+        models = await client.get("/api/v1/models/")
+        nothing = await client.get("/api/v1/nothing/")
+    assert asked.json()["choices"][0]["message"]["content"] == "Hello world"
+    assert models.json()["data"] == []
+    assert nothing.status_code == 404
+
+
 async def test_a_removed_listing_is_gone() -> None:
     async with exchange() as (edge, _, listings), edge.client(key="") as client:
         listed(listings, listing("a"))
@@ -288,6 +328,33 @@ async def test_a_generation_that_is_not_final_is_a_404_that_says_when_to_ask_aga
     assert (missing.status_code, missing.json()["error"]["metadata"]["field"]) == (400, "id")
 
 
+async def test_a_generation_that_has_just_ended_is_waited_for() -> None:
+    ulid = Ulids().new()
+    unfinished = GetGenerationResponse(attempts=[attempt(ulid)], final=False)
+    async with exchange() as (edge, billing, _), edge.client() as client:
+        billing.next_generations = [GetGenerationResponse(), unfinished]
+        billing.generation = GetGenerationResponse(attempts=[attempt(ulid)], final=True)
+        answer = await client.get(f"/api/v1/generation?id=gen-{ulid}")
+    assert answer.status_code == 200
+    assert len(billing.asked) == 3
+
+
+@pytest.mark.parametrize("shown", ["gen-01ARZ3NDEKTSV4RRFFQ69G5FAV", "gen-", "x", "7" * 64, "old"])
+async def test_an_old_or_malformed_generation_is_asked_for_once(shown: str) -> None:
+    if shown == "old":
+        shown = "gen-" + ulid_of(time.time_ns() // 1_000_000 - 11_000)
+    async with exchange() as (edge, billing, _), edge.client() as client:
+        answer = await client.get(f"/api/v1/generation?id={shown}")
+    assert answer.status_code == 404
+    assert answer.headers["retry-after"] == "1"
+    assert len(billing.asked) == 1
+
+
+def ulid_of(at_ms: int) -> str:
+    digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    return "".join(digits[at_ms >> shift & 31] for shift in range(45, -1, -5)) + "0" * 16
+
+
 async def test_key_and_credits() -> None:
     async with exchange() as (edge, _, _):
         async with edge.client() as client:
@@ -323,7 +390,7 @@ async def test_a_provider_registers_and_prices_become_whole_pico_usd() -> None:
         )
         priced = await client.post(
             "/api/v1/providers/acme/endpoints/ep-1/prices",
-            json={"pricing": {"prompt": "0.0000000000005"}, "effective_at": "2099-01-01T00:00:00Z"},
+            json={"pricing": {"prompt": "0.0000000000025"}, "effective_at": "2099-01-01T00:00:00Z"},
         )
         prices = await client.get("/api/v1/providers/acme/endpoints/ep-1/prices")
     create, update, credential, put, add, _ = registered.asked
@@ -342,7 +409,7 @@ async def test_a_provider_registers_and_prices_become_whole_pico_usd() -> None:
     assert (put.price.discount_numerator, put.price.discount_denominator) == (3, 4)
     assert model.json()["data"]["id"] == "ep-1"
     assert priced.status_code == 201
-    assert add.price.entries[0].price_pico == 0  # half of a pico, to even
+    assert add.price.entries[0].price_pico == 2  # two and a half, to even
     assert add.price.effective_at_ms == 4_070_908_800_000
     assert prices.json()["data"][0]["pricing"]["prompt"] == "0.000001"
 
@@ -360,6 +427,20 @@ async def test_a_provider_registers_and_prices_become_whole_pico_usd() -> None:
         ("PUT", "/acme/models/a/b", {"pricing": {"prompt": 1}}, "/pricing/prompt"),
         ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "-1"}}, "/pricing/prompt"),
         ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "NaN"}}, "/pricing/prompt"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "0.0000000000005"}}, "/pricing/prompt"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "1e-400"}}, "/pricing/prompt"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "0", "promt": "1"}}, "/pricing/promt"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "1", "overrides": [
+            {"min_prompt_tokens": 9, "prompt": "1e-13"}]}}, "/pricing/overrides/0/prompt"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "1", "overrides": [
+            {"min_prompt_tokens": 0, "prompt": "0", "utc_start": "2200"}]}},
+         "/pricing/overrides/0/utc_start"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "1"}, "discount": 0.99999999},
+         "/discount"),
+        ("PUT", "/acme/models/a/b", {"pricing": {"prompt": "1"}, "discount": -1e300},
+         "/discount"),
+        ("POST", "/acme/endpoints/e/prices", {"pricing": {"completion": "1e-13"}},
+         "/pricing/completion"),
         ("POST", "/acme/endpoints/e/prices", {"pricing": {}}, "/pricing"),
         ("POST", "/acme/endpoints/e/prices", {"pricing": {"prompt": "1"}, "effective_at": "soon"},
          "/effective_at"),
@@ -376,6 +457,55 @@ async def test_a_malformed_registration_names_the_field_by_json_pointer(
     assert answer.status_code == error["code"] == 400
     assert error["metadata"]["field"].rstrip("/") == field.rstrip("/")
     assert registered.asked == []
+
+
+async def test_a_price_of_zero_is_free_on_purpose() -> None:
+    async with exchange() as (edge, registered, _), edge.client(edge.management_key) as client:
+        answer = await client.put(
+            f"/api/v1/providers/acme/models/{MODEL}", json={"pricing": {"prompt": "0.000"}}
+        )
+    assert answer.status_code == 200
+    assert registered.asked[0].price.entries[0].price_pico == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said", "field"),
+    [
+        ("PUT", "models/a/b", "/model_name", "/name"),
+        ("PUT", "models/a/b", "/upstream_model", "/upstream_model_id"),
+        ("PUT", "models/a/b", "/price/entries", "/pricing"),
+        ("PUT", "models/a/b", "/context_length", "/context_length"),
+        ("PUT", "connection", "/first_byte_timeout_ms", "/first_byte_timeout_s"),
+        ("POST", "endpoints/e/prices", "/entries", "/pricing"),
+        ("POST", "endpoints/e/prices", "/overrides/0/entries", "/pricing/overrides/0"),
+        ("POST", "endpoints/e/prices", "/discount/numerator", "/discount"),
+    ],
+)
+async def test_a_refused_registration_names_the_field_as_the_client_sent_it(
+    method: str, path: str, said: str, field: str
+) -> None:
+    body = {"pricing": {"prompt": "1"}, "base_url": "https://a.example", "dialect": "x"}
+    async with exchange() as (edge, registered, _), edge.client(edge.management_key) as client:
+        registered.refusal = RpcError(grpc.StatusCode.INVALID_ARGUMENT, "no", field=said)
+        answer = await client.request(method, f"/api/v1/providers/acme/{path}", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["metadata"]["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("models?offset=999999999999999999999999", "offset"),
+        ("models?offset=-1", "offset"),
+        ("models?limit=99999999999999999999999", "limit"),
+        ("boards/most-used?days=99999999999999999999999", "days"),
+    ],
+)
+async def test_a_number_out_of_bounds_is_a_400_that_names_it(path: str, field: str) -> None:
+    async with exchange() as (edge, _, _), edge.client(key="") as client:
+        answer = await client.get(f"/api/v1/{path}")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["metadata"]["field"] == field
 
 
 @pytest.mark.parametrize(
