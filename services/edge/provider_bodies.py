@@ -15,6 +15,7 @@ from services.edge.listings import PRICE_KEYS, price_pico
 DISCOUNT_DENOMINATOR_MAX = 1_000_000
 DISCOUNT_MIN = -99
 """A negative discount raises the price, a hundredfold at most."""
+NAME_SHOWN = 64
 _UNITS = dict(PRICE_KEYS)
 _BESIDE_PRICES = frozenset({"discount", "overrides"})
 _BESIDE_OVERRIDES = frozenset({"min_prompt_tokens"})
@@ -183,7 +184,8 @@ def _entries(pricing: Mapping[str, Any], at: str, beside: Collection[str]) -> li
             continue
         unit = _UNITS.get(name)
         if unit is None:  # also a misspelt one, which would be sold for nothing
-            raise ApiError(400, f"`{name}` is not a price that can be set.", field=f"{at}/{name}")
+            shown = name[:NAME_SHOWN].encode(errors="replace").decode()  # half a character may come
+            raise ApiError(400, f"`{shown}` is not a price that can be set.", field=f"{at}/{shown}")
         if value is None:
             continue
         if not isinstance(value, str):

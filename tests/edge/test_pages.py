@@ -459,6 +459,17 @@ async def test_a_malformed_registration_names_the_field_by_json_pointer(
     assert registered.asked == []
 
 
+async def test_half_a_character_in_the_name_of_a_price_is_a_400_too() -> None:
+    async with exchange() as (edge, _, _), edge.client(edge.management_key) as client:
+        answer = await client.put(
+            "/api/v1/providers/acme/models/a/b",
+            content=rb'{"pricing": {"\ud800": "1"}}',
+            headers={"content-type": "application/json"},
+        )
+    assert answer.status_code == 400
+    assert answer.json()["error"]["metadata"]["field"] == "/pricing/?"
+
+
 async def test_a_price_of_zero_is_free_on_purpose() -> None:
     async with exchange() as (edge, registered, _), edge.client(edge.management_key) as client:
         answer = await client.put(
