@@ -46,6 +46,7 @@ _CHARGED = frozenset(
 )
 _INSURED = frozenset({OUTCOME_LOST, OUTCOME_HEDGE_LOST})
 _SURVIVES_A_CUT = frozenset({"cut", "timeout", "malformed"})
+_WORD_MAX = 200
 _THOUGHTS = frozenset({"reasoning", "reasoning_details"})
 _BESIDE_TEXT = _THOUGHTS | {"images", "audio", "annotations"}
 
@@ -133,7 +134,7 @@ class Answer:
         has_content = written_bytes > 0 or chunk.has_content
         meter.take(chunk, written_bytes, has_content)
         if chunk.upstream_id and not self._upstream_id:
-            self._upstream_id = chunk.upstream_id
+            self._upstream_id = _word(chunk.upstream_id)
         if chunk.service_tier:
             self._service_tier = chunk.service_tier
         if chunk.system_fingerprint:
@@ -149,7 +150,7 @@ class Answer:
             if chunk.finish_reason == "error":
                 raise refusals.refused(502, code=chunk.native_finish_reason, upstream_status=200)
             self._finish_reason = chunk.finish_reason
-            self._native_finish_reason = chunk.native_finish_reason
+            self._native_finish_reason = _word(chunk.native_finish_reason)
         return has_content
 
     def first(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -262,8 +263,8 @@ class Answer:
             finish_reason=self._finish_reason,
             native_finish_reason=self._native_finish_reason,
             upstream_id=self._upstream_id,
-            service_tier=self._service_tier,
-            system_fingerprint=self._system_fingerprint,
+            service_tier=_word(self._service_tier),
+            system_fingerprint=_word(self._system_fingerprint),
             duration_ms=event.duration_ms,
             upstream_ms=max(0, round(upstream_s * 1000)),
         )
@@ -288,6 +289,11 @@ class Answer:
             decided = not (failed.another_may_help or failed.another_model_may_help)
         event.final = decided and outcome != OUTCOME_HEDGE_LOST
         return failed
+
+
+def _word(text: str) -> str:
+    """A provider's label as every store can hold it."""
+    return text[:_WORD_MAX].replace("\0", "")
 
 
 def _note_beside(delta: dict[str, Any], meter: Meter) -> None:

@@ -232,5 +232,6 @@ def content_bytes(choices: list[dict[str, Any]]) -> int:
                     total += len((function.get("arguments") or "").encode())
                     custom = tool_call.get("custom")
                     if custom:
-                        total += len(custom["name"].encode()) + len(custom["input"].encode())
+                        total += len((custom.get("name") or "").encode())
+                        total += len((custom.get("input") or "").encode())
     return total

@@ -12,7 +12,7 @@ from bourse.rpc import Context, RpcError
 from bourse.v1 import registry_pb2 as pb
 from services.providers import catalogue, registration, store
 from services.providers.registration import Invalid
-from services.providers.registry import NotFound, Registry, SlugTaken, profile_values
+from services.providers.registry import NameTaken, NotFound, Registry, SlugTaken, profile_values
 from services.providers.sealing import SealBroken, Sealer, mask
 
 SNAPSHOT_PAGE = 200
@@ -214,6 +214,10 @@ def _translated() -> Iterator[None]:
         raise RpcError(grpc.StatusCode.INVALID_ARGUMENT, error.message, field=error.field) from None
     except NotFound as error:
         raise RpcError(grpc.StatusCode.NOT_FOUND, error.message, field=error.field) from None
+    except NameTaken:
+        raise RpcError(
+            grpc.StatusCode.ALREADY_EXISTS, "another provider has this name", field="/name"
+        ) from None
     except SlugTaken:
         raise RpcError(
             grpc.StatusCode.ALREADY_EXISTS, "this slug is taken", field="/slug"

@@ -118,7 +118,7 @@ async def register(
 def sandbox() -> HouseProvider:
     """The sandbox: one model per dialect, with prices so that costs show."""
 
-    def model(suffix: str, dialect: str, name: str) -> HouseModel:
+    def model(suffix: str, dialect: str, name: str, *more_inputs: str) -> HouseModel:
         host = dialect.partition("_")[0]
         return HouseModel(
             model=f"sandbox/echo{suffix}",
@@ -130,6 +130,7 @@ def sandbox() -> HouseProvider:
             "schemas. For trying things out; no model is behind it.",
             base_url=f"sandbox://{host}",
             dialect=dialect,
+            inputs=("text", *more_inputs),
         )
 
     return HouseProvider(
@@ -142,7 +143,7 @@ def sandbox() -> HouseProvider:
         credential_header="",
         secret="",
         models=[
-            model("", "openai_chat", "Echo"),
+            model("", "openai_chat", "Echo", "image"),
             model("-anthropic", "anthropic_messages", "Echo (Anthropic dialect)"),
             model("-gemini", "gemini", "Echo (Gemini dialect)"),
         ],

@@ -368,4 +368,4 @@ def _date(value: str) -> datetime | None:
 
 
 def _cut(text: str, limit: int = _DETAIL_CHARACTERS) -> str:
-    return text if len(text) <= limit else text[:limit]
+    return text[:limit].replace("\0", "")  # which not every store can hold

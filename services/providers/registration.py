@@ -4,6 +4,7 @@ Every refusal is `Invalid`, which names the field by JSON pointer in the body th
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -51,6 +52,8 @@ _COUNTRY = re.compile(r"[A-Z]{2}")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _NAME_MAX = 100
+_UNSHOWN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Categories of Unicode: control and format characters (bidi marks, zero widths), line breaks."""
 _TEXT_MAX = 10_000
 _URL_MAX = 2_048
 # Headers that say who asks of whom and how long the body is are the transport's.
@@ -76,6 +79,8 @@ def check_profile(profile: ProviderProfile, *, house: bool) -> None:
     if slug in RESERVED_SLUGS and not house:
         raise Invalid("/slug", "this slug is reserved")
     _text("/name", profile.name, _NAME_MAX, needed=True)
+    if any(unicodedata.category(character) in _UNSHOWN for character in profile.name):
+        raise Invalid("/name", "contains a character that does not show, or breaks the line")
     for field in ("privacy_policy_url", "terms_of_service_url", "status_page_url"):
         _page("/" + field, getattr(profile, field))
     if profile.headquarters and not _COUNTRY.fullmatch(profile.headquarters):
@@ -85,6 +90,11 @@ def check_profile(profile: ProviderProfile, *, house: bool) -> None:
     for index, country in enumerate(profile.datacenters):
         if not _COUNTRY.fullmatch(country):
             raise Invalid(f"/datacenters/{index}", "an ISO 3166 country code")
+
+
+def folded(name: str) -> str:
+    """A name as it must be unique: names that look the same are one."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def check_contact(contact: str) -> None:

@@ -44,6 +44,10 @@ class SlugTaken(Exception):
     """A provider has this slug already."""
 
 
+class NameTaken(Exception):
+    """Another provider shows this name already."""
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -58,7 +62,8 @@ class Rules:
 
 
 class Registry:
-    """The registry's writes. Each raises Invalid, NotFound or SlugTaken, having done nothing."""
+    """The registry's writes. Each raises Invalid, NotFound, SlugTaken or
+    NameTaken, having done nothing."""
 
     def __init__(
         self,
@@ -91,6 +96,8 @@ class Registry:
             "created_at_ms": self.clock_ms(),
         }
         async with self.database.begin() as connection:
+            await store.raise_revision(connection)  # one writer at a time: no name comes twice
+            await self._check_name(connection, profile.slug, profile.name)
             if not await store.insert_provider(connection, values):
                 raise SlugTaken
             made = catalogue.provider(await self.provider(connection, account, profile.slug))
@@ -107,6 +114,8 @@ class Registry:
             if all(getattr(row, name) == value for name, value in values.items()):
                 return catalogue.provider(row)
             revision = await store.raise_revision(connection)
+            if values.get("name", row.name) != row.name:
+                await self._check_name(connection, slug, values["name"])
             before = catalogue.provider(row)
             await store.update_provider(connection, slug, values)
             after = catalogue.provider(await self.provider(connection, account, slug))
@@ -157,6 +166,13 @@ class Registry:
         if row is None:
             raise NotFound("/slug", "no such provider")
         return row
+
+    async def _check_name(self, connection: AsyncConnection, slug: str, name: str) -> None:
+        """Raise NameTaken where another provider's name looks like this one."""
+        asked = registration.folded(name)
+        for other in await store.providers(connection):
+            if other.slug != slug and registration.folded(other.name) == asked:
+                raise NameTaken
 
     async def _put_model(
         self, connection: AsyncConnection, seller: Row[Any], request: PutModelRequest

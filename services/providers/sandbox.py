@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import orjson
 
-from services.providers.sandbox_wires import WIRES, Asked, Said
+from services.providers.sandbox_wires import WIRES, Asked, BadRequest, Said
 
 WORDS_MAX = 4_096
 BYTES_PER_TOKEN = 4
@@ -30,9 +30,11 @@ class SandboxTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(f"no sandbox {request.url.host!r}", request=request)
         try:
             asked = wire.read(request.url, orjson.loads(request.content))
-        except (orjson.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
+            said = say(asked)
+        except BadRequest as error:
+            return _response(400, "application/json", [wire.error(400, str(error))])
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             return _response(400, "application/json", [wire.error(400, f"bad request: {error}")])
-        said = say(asked)
         if asked.stream:
             return _response(200, "text/event-stream", wire.stream(said))
         return _response(200, "application/json", [wire.whole(said)])

@@ -11,6 +11,10 @@ _CREATED = 1_735_689_600
 """Answers are deterministic, their time included."""
 
 
+class BadRequest(ValueError):
+    """What the real API refuses with 400, and in its words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """An answer, in no dialect yet."""
@@ -66,6 +70,10 @@ class OpenAi:
         elif form.get("type") == "json_object":
             schema = {"type": "object"}
         messages = body["messages"]
+        if not messages:
+            raise BadRequest(
+                "Invalid 'messages': empty array. Expected an array of minimum length 1"
+            )
         return Asked(
             model=body["model"],
             text=_text(messages[-1].get("content")),
@@ -152,7 +160,12 @@ class OpenAi:
 class Anthropic:
     def read(self, url: httpx.URL, body: dict[str, Any]) -> Asked:
         messages = body["messages"]
+        if not messages:
+            raise BadRequest("messages: at least one message is required")
         last = messages[-1].get("content")
+        if not last:
+            at = len(messages) - 1
+            raise BadRequest(f"messages.{at}: user messages must have non-empty content")
         blocks = last if isinstance(last, list) else []
         results = [block for block in blocks if block.get("type") == "tool_result"]
         choice = body.get("tool_choice") or {}
@@ -236,7 +249,14 @@ class Anthropic:
 class Gemini:
     def read(self, url: httpx.URL, body: dict[str, Any]) -> Asked:
         contents = body["contents"]
+        if not contents:
+            raise BadRequest("* GenerateContentRequest.contents: contents is not specified")
         parts = contents[-1]["parts"]
+        if not parts:
+            at = len(contents) - 1
+            raise BadRequest(
+                f"* GenerateContentRequest.contents[{at}].parts: contents.parts must not be empty."
+            )
         results = [part for part in parts if "functionResponse" in part]
         config = body.get("generationConfig") or {}
         calling = (body.get("toolConfig") or {}).get("functionCallingConfig") or {}

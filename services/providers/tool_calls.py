@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from services.providers import refusals, typed
+
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -31,9 +33,11 @@ class ToolCalls:
         theirs = fragment.get("index")
         if type(theirs) is not int or theirs < 0:
             theirs = None
-        call_id = fragment.get("id") or None
+        call_id = typed.word(fragment.get("id")) or None
         function = fragment.get("function") or fragment.get("custom") or _NOTHING
-        named = bool(function.get("name"))
+        if type(function) is not dict and function is not _NOTHING:
+            raise refusals.malformed("a tool call's function that is no object")
+        named = bool(typed.text(function.get("name")))
         if theirs is not None:
             index = self._indexes.get(theirs)
         elif named or call_id:
@@ -51,7 +55,7 @@ class ToolCalls:
             out = {"index": index}
             if call_id:
                 out["id"] = call_id
-            out["type"] = fragment.get("type") or "function"
+            out["type"] = typed.word(fragment.get("type")) or "function"
         else:
             out = {"index": index}
             if call_id and self._ids[index] is None:
@@ -70,7 +74,10 @@ class ToolCalls:
                 arguments = "" if arguments is None else orjson.dumps(arguments).decode()
             out["function"] = {"arguments": arguments}
             if with_name:
-                out["function"] = {"name": function["name"], "arguments": arguments}
+                name = typed.text(function.get("name"))
+                out["function"] = {"name": name, "arguments": arguments}
         custom = fragment.get("custom")
         if type(custom) is dict and (custom.get("name") or custom.get("input")):
-            out["custom"] = custom
+            out["custom"] = {
+                key: typed.text(custom[key]) for key in ("name", "input") if key in custom
+            }

@@ -649,6 +649,29 @@ async def test_the_sandbox_answers_in_every_dialect(make_worker: MakeWorker, dia
     assert cut.finished.finish_reason == "length"
 
 
+@pytest.mark.parametrize("dialect", ["openai_chat", "anthropic_messages", "gemini"])
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": []}],
+        [{"role": "system", "content": "Be brief."}],
+        [],
+    ],
+)
+async def test_the_sandbox_refuses_what_its_dialect_would(
+    make_worker: MakeWorker, dialect: str, messages: list[dict[str, object]]
+) -> None:
+    worker = make_worker(base_url=f"sandbox://{dialect.partition('_')[0]}", dialect=dialect)
+    seen = await worker.run({"messages": messages})
+    said = messages and (dialect == "openai_chat" or messages[0]["role"] == "system")
+    if said and dialect != "anthropic_messages":  # OpenAI takes it; an instruction alone is asked
+        assert seen.finished is not None
+        return
+    assert (seen.failed.status, seen.failed.error_type) == (400, "invalid_request")
+    assert worker.event().outcome == Outcome.OUTCOME_FAILED
+
+
 async def test_a_deadline_of_ours_insures_the_provider(worker: Worker, upstream: Replay) -> None:
     assert PATIENT.idle_s > 0.4
     upstream.answer(PATH, chunks=sse(role(), delta("y" * 40)), hold=True)

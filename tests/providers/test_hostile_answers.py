@@ -60,9 +60,8 @@ async def test_M12_bytes_that_break_the_reading_are_the_providers_failure(
 async def test_M12_a_value_too_deep_to_be_written_again_is_malformed(
     worker: Worker, upstream: Replay
 ) -> None:
-    deep = (
-        b'data: {"choices":[{"index":0,"delta":{"images":' + b"[" * 400 + b"]" * 400 + b"}}]}\n\n"
-    )
+    value = b"[" * 400 + b"]" * 400
+    deep = b'data: {"choices":[{"index":0,"delta":{"images":[{"x":%b}]}}]}\n\n' % value
     upstream.answer(PATH, chunks=[*sse(role(), delta("y" * 40), usage(12, 900)), deep, DONE])
     seen = await worker.run()
     event = worker.event()

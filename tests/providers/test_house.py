@@ -73,6 +73,8 @@ async def test_a_first_start_sells_the_sandbox_end_to_end(process: Process) -> N
         "sandbox/echo-gemini",
     }
     assert {each.state for each in listings} == {ListingState.LISTING_STATE_LISTED}
+    echo = next(each for each in listings if each.model == "sandbox/echo")
+    assert list(echo.input_modalities) == ["text", "image"]
     assert all(each.house and each.prices[0].commission_bps == 0 for each in listings)
     await eventually(lambda: process.ready)
 

@@ -385,6 +385,38 @@ async def test_profile_fields_change_one_by_one(shop: Shop) -> None:
     assert refusal.value.field == "/fields/2"
 
 
+@pytest.mark.parametrize("name", ["acme", "ACME", " Acme ", "\uff21cme"])
+async def test_a_name_is_taken_once_however_it_is_written(shop: Shop, name: str) -> None:
+    await shop.create()
+    other = ProviderProfile(slug="other", name=name)
+    request = pb.CreateProviderRequest(account="acct-2", profile=other)
+    with pytest.raises(RpcError) as refusal:
+        await shop.api.CreateProvider(request, CONTEXT)
+    assert (refusal.value.code, refusal.value.field) == (StatusCode.ALREADY_EXISTS, "/name")
+    other.name = "Other"
+    request = pb.CreateProviderRequest(account="acct-2", profile=other)
+    await shop.api.CreateProvider(request, CONTEXT)
+    rename = pb.UpdateProviderRequest(
+        account="acct-2", slug="other", profile=ProviderProfile(name=name), fields=["name"]
+    )
+    with pytest.raises(RpcError) as refusal:
+        await shop.api.UpdateProvider(rename, CONTEXT)
+    assert (refusal.value.code, refusal.value.field) == (StatusCode.ALREADY_EXISTS, "/name")
+    own = pb.UpdateProviderRequest(
+        account="acct-1", slug="acme", profile=ProviderProfile(name="ACME"), fields=["name"]
+    )
+    assert (await shop.api.UpdateProvider(own, CONTEXT)).provider.profile.name == "ACME"
+
+
+@pytest.mark.parametrize("mark", ["\n", "\t", "\x7f", "\u2028", "\u202e", "\u200b", "\u2066"])
+async def test_a_name_holds_nothing_that_does_not_show(shop: Shop, mark: str) -> None:
+    profile = ProviderProfile(slug="acme", name=f"Ac{mark}me")
+    request = pb.CreateProviderRequest(account="acct-1", profile=profile)
+    with pytest.raises(RpcError) as refusal:
+        await shop.api.CreateProvider(request, CONTEXT)
+    assert (refusal.value.code, refusal.value.field) == (StatusCode.INVALID_ARGUMENT, "/name")
+
+
 async def test_policies_show_in_every_listing(shop: Shop) -> None:
     await shop.create()
     await shop.put()

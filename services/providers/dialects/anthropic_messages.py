@@ -7,7 +7,7 @@ import httpx
 import orjson
 
 from bourse.v1.events_pb2 import Unit
-from services.providers import counts, refusals
+from services.providers import counts, refusals, typed
 from services.providers.anthropic_body import anthropic_body
 from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event, Usage
 from services.providers.finish import finish_reason
@@ -133,12 +133,13 @@ class _Answer:
         return ()
 
     def _begin(self, message: dict[str, Any]) -> Chunk:
-        self._id = message.get("id") or ""
-        self._model = message.get("model") or ""
+        self._id = typed.word(message.get("id"))
+        self._model = typed.word(message.get("model"))
         return self._report(Chunk([]), message.get("usage"))
 
     def _finish(self, reason: Any, usage: Any) -> Chunk:
         chunk = Chunk([])
+        reason = typed.word(reason)
         if reason and not self._finished:
             self._finished = True
             chunk.finish_reason = finish_reason(reason, has_tool_calls=self._tool_calls > 0)
@@ -159,7 +160,7 @@ class _Answer:
         """Add ids and the usage so far: every report repeats fields, and the last one wins."""
         if type(usage) is dict:
             self._usage.update({key: value for key, value in usage.items() if value is not None})
-            self._service_tier = usage.get("service_tier") or self._service_tier
+            self._service_tier = typed.word(usage.get("service_tier")) or self._service_tier
             try:
                 chunk.usage = usage_of(self._usage)
             except counts.Untrue:
@@ -195,19 +196,21 @@ class _Answer:
         """Return the delta that a complete block is."""
         kind = block.get("type")
         if kind == "text":
-            delta: dict[str, Any] = {"content": block["text"]} if block.get("text") else {}
+            text = typed.text(block.get("text"))
+            delta: dict[str, Any] = {"content": text} if text else {}
             citations = [_citation(item) for item in block.get("citations") or ()]
             return {**delta, "annotations": citations} if citations else delta
         if kind == "thinking":
-            detail = self._detail("reasoning.text", text=block.get("thinking") or "")
+            thinking = typed.text(block.get("thinking"))
+            detail = self._detail("reasoning.text", text=thinking)
             if block.get("signature"):
-                detail["signature"] = block["signature"]
+                detail["signature"] = typed.text(block["signature"])
             made: dict[str, Any] = {"reasoning_details": [detail]}
-            if block.get("thinking"):
-                made["reasoning"] = block["thinking"]
+            if thinking:
+                made["reasoning"] = thinking
             return made
         if kind == "redacted_thinking":
-            detail = self._detail("reasoning.encrypted", data=block.get("data") or "")
+            detail = self._detail("reasoning.encrypted", data=typed.text(block.get("data")))
             return {"reasoning_details": [detail]}
         if kind == "tool_use":
             arguments = orjson.dumps(block.get("input") or {}).decode()
@@ -237,9 +240,9 @@ class _Answer:
         kind = delta.get("type")
         if kind == "text_delta":
             if delta.get("text"):
-                yield self._content({"content": delta["text"]})
+                yield self._content({"content": typed.text(delta["text"])})
         elif kind == "input_json_delta":
-            fragment = delta.get("partial_json")
+            fragment = typed.text(delta.get("partial_json"))
             if fragment and block.kind == "tool_use":
                 block.has_arguments = True
                 yield self._content(
@@ -253,9 +256,9 @@ class _Answer:
             detail = {"type": "reasoning.text", "format": ANTHROPIC_FORMAT, "index": block.detail}
             made: dict[str, Any] = {"reasoning_details": [detail]}
             if delta.get("thinking"):
-                made["reasoning"] = detail["text"] = delta["thinking"]
+                made["reasoning"] = detail["text"] = typed.text(delta["thinking"])
             if delta.get("signature"):
-                detail["signature"] = delta["signature"]
+                detail["signature"] = typed.text(delta["signature"])
             if len(detail) > 3:
                 yield self._content(made)
         elif kind == "citations_delta" and type(delta.get("citation")) is dict:
@@ -279,9 +282,9 @@ class _Answer:
         self._tool_calls += 1
         return {
             "index": index,
-            "id": block.get("id") or "",
+            "id": typed.word(block.get("id")),
             "type": "function",
-            "function": {"name": block.get("name") or "", "arguments": arguments},
+            "function": {"name": typed.text(block.get("name")), "arguments": arguments},
         }
 
     def _detail(self, kind: str, **fields: str) -> dict[str, Any]:
@@ -308,9 +311,9 @@ def _citation(citation: Any) -> dict[str, Any]:
     return {
         "type": "url_citation",
         "url_citation": {
-            "url": fields.get("url") or "",
-            "title": fields.get("title") or fields.get("document_title") or "",
-            "content": fields.get("cited_text") or "",
+            "url": typed.word(fields.get("url")),
+            "title": typed.word(fields.get("title") or fields.get("document_title")),
+            "content": typed.word(fields.get("cited_text")),
             "start_index": 0,
             "end_index": 0,
         },

@@ -8,7 +8,7 @@ import httpx
 import orjson
 
 from bourse.v1.events_pb2 import Unit
-from services.providers import counts, refusals
+from services.providers import counts, refusals, typed
 from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event, Usage
 from services.providers.finish import finish_reason
 from services.providers.gemini_body import gemini_body
@@ -125,15 +125,15 @@ class _Answer:
             raise refusals.malformed("no candidates", event.data)
         if type(feedback) is dict and feedback.get("blockReason"):
             self._blocked = str(feedback["blockReason"])
-        self._id = document.get("responseId") or self._id
-        self._model = document.get("modelVersion") or self._model
+        self._id = typed.word(document.get("responseId")) or self._id
+        self._model = typed.word(document.get("modelVersion")) or self._model
         choices = []
         for candidate in candidates or ():
             made = self._candidate(candidate)
             if made is not None:
                 choices.append(made)
         if type(reported) is dict:
-            self._service_tier = reported.get("serviceTier") or self._service_tier
+            self._service_tier = typed.word(reported.get("serviceTier")) or self._service_tier
             try:
                 self._usage, self._bad_usage = usage_of(reported, self._searches), False
             except counts.Untrue:
@@ -195,8 +195,7 @@ class _Answer:
     def _candidate(self, candidate: Any) -> dict[str, Any] | None:
         if type(candidate) is not dict:
             raise refusals.malformed("a candidate that is no object")
-        index = candidate.get("index")
-        index = index if type(index) is int else 0
+        index = typed.index(candidate.get("index"))
         content = candidate.get("content")
         delta: dict[str, Any] = {}
         if type(content) is dict:
@@ -237,15 +236,15 @@ class _Answer:
         elif type(part.get("inlineData")) is dict:
             _inline(part["inlineData"], delta)
         if signature:
-            fields = {"data": signature, "id": owner} if owner else {"data": signature}
+            fields = {"data": typed.text(signature), **({"id": owner} if owner else {})}
             self._detail(delta, "reasoning.encrypted", **fields)
 
     def _tool_call(self, index: int, call: dict[str, Any]) -> dict[str, Any]:
         at = self._tool_calls.get(index, 0)
         self._tool_calls[index] = at + 1
-        name = call.get("name") or ""
+        name = typed.text(call.get("name"))
         arguments = orjson.dumps(call.get("args") or {}).decode()
-        call_id = call.get("id")
+        call_id = typed.word(call.get("id"))
         if not call_id:
             # Calls may lack ids: one that is the same however the answer was cut, and its own.
             seed = f"{self._id}/{index}/{at}/{name}/{arguments}"
@@ -269,12 +268,14 @@ class _Answer:
         self._searches = max(self._searches, len(metadata.get("webSearchQueries") or ()))
         for source in metadata.get("groundingChunks") or ():
             web = source.get("web") if type(source) is dict else None
-            if type(web) is not dict or not web.get("uri") or web["uri"] in self._cited:
+            web = web if type(web) is dict else {}
+            uri = typed.word(web.get("uri"))
+            if not uri or uri in self._cited:
                 continue
-            self._cited.add(web["uri"])
+            self._cited.add(uri)
             citation = {
-                "url": web["uri"],
-                "title": web.get("title") or "",
+                "url": uri,
+                "title": typed.word(web.get("title")),
                 "content": "",
                 "start_index": 0,
                 "end_index": 0,
@@ -285,7 +286,7 @@ class _Answer:
 
 
 def _inline(data: dict[str, Any], delta: dict[str, Any]) -> None:
-    media_type, content = data.get("mimeType") or "", data.get("data") or ""
+    media_type, content = typed.text(data.get("mimeType")), typed.text(data.get("data"))
     if media_type.startswith("audio/"):
         delta["audio"] = {"data": content, "transcript": ""}
     elif content:
@@ -305,10 +306,11 @@ def _logprobs(result: Any) -> dict[str, Any] | None:
 
 
 def _logprob(item: dict[str, Any]) -> dict[str, Any]:
-    token = item.get("token") or ""
+    token = typed.text(item.get("token"))
+    logprob = item.get("logProbability")
     return {
         "token": token,
-        "logprob": item.get("logProbability", 0.0),
+        "logprob": logprob if type(logprob) in (int, float) else 0.0,
         "bytes": list(token.encode()),
     }
 

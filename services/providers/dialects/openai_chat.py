@@ -19,7 +19,7 @@ from bourse.v1.events_pb2 import (
     UNIT_REASONING,
     UNIT_WEB_SEARCH,
 )
-from services.providers import counts, refusals
+from services.providers import counts, refusals, typed
 from services.providers.call import AttemptFailed, Call, Chunk, Credential, Endpoint, Event, Usage
 from services.providers.finish import finish_reason
 from services.providers.messages import openai_body
@@ -142,7 +142,8 @@ class _Answer:
                 native = made["native_finish_reason"]
         reported = document.get("usage")
         if not reported and "x_groq" in document:
-            reported = (document["x_groq"] or _NOTHING).get("usage")
+            groq = document["x_groq"]
+            reported = groq.get("usage") if type(groq) is dict else None
         usage, refused = self._usage(reported) if reported else (None, False)
         if not choices and not reported:
             return ()
@@ -151,10 +152,10 @@ class _Answer:
             usage,
             finish,
             native,
-            document.get("id") or "",
-            document.get("model") or "",
-            document.get("service_tier") or "",
-            document.get("system_fingerprint") or "",
+            typed.word(document.get("id")),
+            typed.word(document.get("model")),
+            typed.word(document.get("service_tier")),
+            typed.word(document.get("system_fingerprint")),
             refused,
         )
         return (chunk,)
@@ -210,8 +211,7 @@ class _Answer:
             reason = choice.get("finish_reason")
         except AttributeError:
             raise refusals.malformed("a choice that is no object") from None
-        if type(index) is not int:
-            index = 0
+        index = typed.index(index)
         error = choice.get("error")
         if error:
             raise _refused({"error": error})
@@ -227,21 +227,22 @@ class _Answer:
 
         made: dict[str, Any] = {"index": index, "delta": out, "finish_reason": None}
         if reason or whole:
-            native = choice.get("native_finish_reason") or reason or ""
+            reason = typed.word(reason)
+            native = typed.word(choice.get("native_finish_reason")) or reason
             if index not in self._finished and (reason or self._content):
-                mapped = finish_reason(reason or "", native, index in self._calls)
+                mapped = finish_reason(reason, native, index in self._calls)
                 if mapped == "error":
-                    raise refusals.refused(502, code=str(native), upstream_status=200)
+                    raise refusals.refused(502, code=native, upstream_status=200)
                 self._finished.add(index)
                 made["finish_reason"] = mapped
-                made["native_finish_reason"] = native if isinstance(native, str) else str(native)
+                made["native_finish_reason"] = native
             elif whole and not self._content:
                 self._said_nothing = True
         elif not out:
             return None
         logprobs = choice.get("logprobs")
-        if type(logprobs) is dict and (logprobs.get("content") or logprobs.get("refusal")):
-            made["logprobs"] = logprobs
+        if logprobs and (made_logprobs := _logprobs(logprobs)):
+            made["logprobs"] = made_logprobs
         if not out and made["finish_reason"] is None and "logprobs" not in made:
             return None
         return made
@@ -262,9 +263,11 @@ class _Answer:
                     self._content = True
                 elif type(value) is list:
                     self._parts(value, out)
+                else:
+                    raise refusals.malformed("content that is no text")
             elif key == "role":
                 if index not in self._roles:
-                    out[key] = value
+                    out[key] = typed.word(value) or "assistant"
             elif key in _TOOL_KEYS and (key != "function_call" or _is_called(value)):
                 calls = self._calls.get(index)
                 if calls is None:
@@ -279,8 +282,15 @@ class _Answer:
                 if type(value) is str and not delta.get(_REASONING_KEYS[key]):
                     out["reasoning"] = out.get("reasoning", "") + value
                     self._content = True
-            elif key in _KEPT_KEYS and (key != "audio" or _is_audio(value)):
-                out[key] = value
+            elif key == "refusal":
+                out[key] = typed.text(value)
+                self._content = True
+            elif key == "audio":
+                if _is_audio(value):
+                    out[key] = value
+                    self._content = True
+            elif key in _LISTS and (items := typed.objects(value)):
+                out[key] = [_detail(item) for item in items] if key == _DETAILS else items
                 self._content = True
         if out and index not in self._roles:
             self._roles.add(index)
@@ -299,7 +309,7 @@ class _Answer:
                 thinking = part["thinking"]
                 if type(thinking) is str:
                     thinking = [{"text": thinking}]
-                thoughts += [piece.get("text") or "" for piece in thinking if type(piece) is dict]
+                thoughts += [typed.text(piece.get("text")) for piece in typed.objects(thinking)]
         if any(text):
             out["content"] = "".join(text)
             self._content = True
@@ -308,11 +318,28 @@ class _Answer:
             self._content = True
 
 
-_NOTHING: Mapping[str, Any] = {}
 _TOOL_KEYS = frozenset({"tool_calls", "tool_call", "function_call"})
 # One of these is read: the value is what silences the key, so that nobody is heard twice.
 _REASONING_KEYS: Mapping[str, str] = {"reasoning": "", "reasoning_content": "reasoning"}
-_KEPT_KEYS = frozenset({"refusal", "reasoning_details", "annotations", "images", "audio"})
+_DETAILS = "reasoning_details"
+_LISTS = frozenset({_DETAILS, "annotations", "images"})
+_DETAIL_TEXTS = frozenset({"type", "text", "summary", "data", "signature", "id", "format"})
+
+
+def _detail(detail: dict[str, Any]) -> dict[str, Any]:
+    """A piece of reasoning, without those of its fields that cannot be joined with others."""
+    return {
+        key: value
+        for key, value in detail.items()
+        if value is None
+        or (type(value) is str if key in _DETAIL_TEXTS else key != "index" or type(value) is int)
+    }
+
+
+def _logprobs(logprobs: Any) -> dict[str, Any]:
+    fields = logprobs if type(logprobs) is dict else {}
+    listed = {key: typed.objects(fields.get(key)) for key in ("content", "refusal")}
+    return {key: value or None for key, value in listed.items()} if any(listed.values()) else {}
 
 
 def _is_called(value: Any) -> bool:
