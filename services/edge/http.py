@@ -76,6 +76,11 @@ def handle_errors(app: FastAPI) -> None:
             answer.headers[name] = value
         return answer
 
+    @app.exception_handler(UnicodeEncodeError)
+    async def half_a_character(request: Request, error: UnicodeEncodeError) -> Response:
+        # JSON can spell half of a surrogate pair, and no message or database can hold it.
+        return failed(ApiError(400, "The request has text that is not Unicode.", field="body"))
+
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)

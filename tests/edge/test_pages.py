@@ -459,15 +459,27 @@ async def test_a_malformed_registration_names_the_field_by_json_pointer(
     assert registered.asked == []
 
 
-async def test_half_a_character_in_the_name_of_a_price_is_a_400_too() -> None:
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        (rb'{"pricing": {"\ud800": "1"}}', "/pricing/?"),
+        (rb'{"name": "\ud800"}', "body"),
+        (rb'{"pricing": {"prompt": "\ud800"}}', "/pricing/prompt"),
+        (rb'{"pricing": {"prompt": "1", "discount": NaN}}', "/discount"),
+        (rb'{"pricing": {"prompt": "1", "discount": -1e999}}', "/discount"),
+    ],
+)
+async def test_what_json_can_spell_and_nothing_can_hold_is_a_400(
+    content: bytes, field: str
+) -> None:
     async with exchange() as (edge, _, _), edge.client(edge.management_key) as client:
         answer = await client.put(
             "/api/v1/providers/acme/models/a/b",
-            content=rb'{"pricing": {"\ud800": "1"}}',
+            content=content,
             headers={"content-type": "application/json"},
         )
     assert answer.status_code == 400
-    assert answer.json()["error"]["metadata"]["field"] == "/pricing/?"
+    assert answer.json()["error"]["metadata"]["field"] == field
 
 
 async def test_a_price_of_zero_is_free_on_purpose() -> None:
