@@ -56,6 +56,9 @@ _BY_STATUS = {
     429: Verdict.LIMITED,
 }
 
+# The caller hears of these as `provider_unavailable`, since the key and the bill are ours.
+_OURS_TO_PAY = frozenset({401, 402})
+
 # Looking an enum's value up costs more than comparing with it.
 _COMPLETED: int = Outcome.OUTCOME_COMPLETED
 _FAILED: int = Outcome.OUTCOME_FAILED
@@ -71,6 +74,8 @@ def judge(attempt: AttemptFinished) -> Verdict:
         return Verdict.FAILED if attempt.finish_reason == "error" else Verdict.OK
     if attempt.outcome != _FAILED:
         return Verdict.SILENT
+    if attempt.status in _OURS_TO_PAY:
+        return Verdict.UNPAID
     by_type = _BY_TYPE.get(attempt.error_type)
     if by_type is None and "image" in attempt.error_type:
         by_type = Verdict.SILENT

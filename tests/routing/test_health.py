@@ -87,6 +87,7 @@ def test_attempts_that_fail_through_no_fault_of_the_endpoint_do_not_close_the_ga
         ({"status": 200, "error_type": "provider_unavailable"}, Verdict.FAILED),
         ({"status": 401}, Verdict.UNPAID),
         ({"status": 402}, Verdict.UNPAID),
+        ({"status": 401, "error_type": "provider_unavailable"}, Verdict.UNPAID),
         ({"status": 404}, Verdict.FAILED),
         ({"status": 408}, Verdict.FAILED),
         ({"status": 529, "error_type": "provider_overloaded"}, Verdict.FAILED),
