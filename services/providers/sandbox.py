@@ -19,6 +19,8 @@ from services.providers.sandbox_wires import WIRES, Asked, BadRequest, Said
 WORDS_MAX = 4_096
 BYTES_PER_TOKEN = 4
 _SCHEMA_DEPTH = 16
+_SCHEMA_VALUES = 10_000
+"""Values and characters that a schema may make the sandbox say."""
 
 
 class SandboxTransport(httpx.AsyncBaseTransport):
@@ -88,14 +90,28 @@ def _pieces(asked: Asked) -> list[str]:
     return [*pieces, piece] if piece else pieces
 
 
-def _least(schema: Any, root: Any = None, depth: int = 0) -> Any:
-    """The least value that satisfies a JSON schema."""
+class _Root:
+    """A whole schema, and how much may still be said of it: a few bytes can ask for gigabytes."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.schema = schema
+        self._left = _SCHEMA_VALUES
+
+    def count(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise ValueError("the schema asks for too large a document")
+
+
+def _least(schema: Any, root: "_Root | None" = None, depth: int = 0) -> Any:
+    """The least value that satisfies a JSON schema. Raises ValueError when it is too large."""
     if not isinstance(schema, dict) or depth > _SCHEMA_DEPTH:
         return None
-    root = schema if root is None else root
+    root = _Root(schema) if root is None else root
+    root.count(1)
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
-        return _least(_pointed(root, reference), root, depth + 1)
+        return _least(_pointed(root.schema, reference), root, depth + 1)
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -115,7 +131,7 @@ def _least(schema: Any, root: Any = None, depth: int = 0) -> Any:
     return made(schema, root, depth + 1) if made else None
 
 
-def _least_object(schema: dict[str, Any], root: Any, depth: int) -> dict[str, Any]:
+def _least_object(schema: dict[str, Any], root: "_Root", depth: int) -> dict[str, Any]:
     properties = schema.get("properties") or {}
     return {
         name: _least(properties.get(name) or {}, root, depth)
@@ -123,8 +139,10 @@ def _least_object(schema: dict[str, Any], root: Any, depth: int) -> dict[str, An
     }
 
 
-def _least_array(schema: dict[str, Any], root: Any, depth: int) -> list[Any]:
-    return [_least(schema.get("items") or {}, root, depth)] * int(schema.get("minItems") or 0)
+def _least_array(schema: dict[str, Any], root: "_Root", depth: int) -> list[Any]:
+    items, count = schema.get("items") or {}, int(schema.get("minItems") or 0)
+    root.count(count)
+    return [_least(items, root, depth) for _ in range(count)]
 
 
 def _least_number(schema: dict[str, Any], _root: Any, _depth: int) -> Any:
@@ -137,9 +155,11 @@ def _least_number(schema: dict[str, Any], _root: Any, _depth: int) -> Any:
     return 0
 
 
-def _least_string(schema: dict[str, Any], _root: Any, _depth: int) -> str:
+def _least_string(schema: dict[str, Any], root: "_Root", _depth: int) -> str:
     sample = _FORMATS.get(str(schema.get("format")), "")
-    return sample.ljust(int(schema.get("minLength") or 0), "a")
+    length = int(schema.get("minLength") or 0)
+    root.count(length)
+    return sample.ljust(length, "a")
 
 
 _FORMATS = {
