@@ -33,8 +33,6 @@ class ServiceSettings(BaseSettings):
     """A waiting client gets a comment (or whitespace) this often."""
     write_stall_s: float = 60.0
     """A client that takes nothing for so long has left."""
-    terminal_frame_s: float = 2.0
-    """How long a cancelled attempt may take to say how it ended."""
     attempts_per_model: int = 5
 
     plan_fresh_ms: int = 100

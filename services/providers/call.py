@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import httpx
 
-from bourse.v1.events_pb2 import UNIT_COMPLETION, UNIT_PROMPT
 from services.providers.presets import Preset
 
 NO_HEADERS: Mapping[str, str] = {}
@@ -84,14 +83,6 @@ class Usage:
     """
 
     counts: dict[int, int]
-
-    @property
-    def reports_prompt(self) -> bool:
-        return UNIT_PROMPT in self.counts
-
-    @property
-    def reports_completion(self) -> bool:
-        return UNIT_COMPLETION in self.counts
 
 
 @dataclass(slots=True)

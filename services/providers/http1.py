@@ -14,7 +14,6 @@ import time
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -279,9 +278,3 @@ def _head(method: str, path: bytes, host: bytes, headers: tuple[tuple[bytes, byt
     lines = [b"%s %s HTTP/1.1\r\nhost: %s" % (method.encode(), path, host)]
     lines += [b"%s: %s" % header for header in headers if header[0].lower() not in _OURS]
     return b"\r\n".join([*lines, b"accept-encoding: identity", b"content-length: "])
-
-
-async def closing(response: httpx.Response) -> None:
-    """Close a response whatever state it is in."""
-    with suppress(Exception):
-        await response.aclose()

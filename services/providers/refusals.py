@@ -16,10 +16,28 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import orjson
+
 from services.providers.call import AttemptFailed
 
 RETRY_AFTER_MAX_MS = 5 * 60 * 1000
 _DETAIL_CHARACTERS = 300
+
+
+def document_of(body: bytes, *, first_of_list: bool = False) -> dict[str, Any] | None:
+    """The JSON object of an error's body; None where it is none. Some send it within a list."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if first_of_list and isinstance(document, list) and document:
+        document = document[0]
+    return document if isinstance(document, dict) else None
+
+
+def unreadable(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
+    """An error response that is no JSON object: its status and its words have to do."""
+    return refused(status, text=body[:2000].decode("utf-8", "replace"), headers=headers)
 
 
 def malformed(what: str, body: bytes = b"") -> AttemptFailed:

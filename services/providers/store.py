@@ -115,13 +115,6 @@ async def offers_staged(connection: AsyncConnection, now_ms: int) -> list[Offer]
     return await _offers(connection, and_(staged, endpoint.c.id.in_(priced)))
 
 
-async def touch_endpoints(connection: AsyncConnection, slug: str, at_revision: int) -> None:
-    """Mark every endpoint of a provider as changed."""
-    await connection.execute(
-        update(endpoint).where(endpoint.c.provider == slug).values(revision=at_revision)
-    )
-
-
 async def insert_audit(connection: AsyncConnection, values: Mapping[str, Any]) -> None:
     await connection.execute(insert(audit).values(values))
 

@@ -48,8 +48,6 @@ _BY_TYPE = {
 
 _BY_STATUS = {
     400: Verdict.SILENT,
-    401: Verdict.UNPAID,
-    402: Verdict.UNPAID,
     403: Verdict.REFUSED,
     413: Verdict.SILENT,
     422: Verdict.SILENT,

@@ -42,15 +42,9 @@ def reading(preset: Preset) -> "_Answer":
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> AttemptFailed:
     """Say what an error response means."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        document = None
-    if isinstance(document, list) and document:
-        document = document[0]
-    if not isinstance(document, dict):
-        text = body[:2000].decode("utf-8", "replace")
-        return refusals.refused(status, text=text, headers=headers)
+    document = refusals.document_of(body, first_of_list=True)
+    if document is None:
+        return refusals.unreadable(status, headers, body)
     return _refused(document, status, headers)
 
 
